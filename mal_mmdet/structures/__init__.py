@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
+from .crop_geometry import bbox_to_crop, border_indices, box_masks, crop_and_resize, expand_bbox
+
+__all__ = ["bbox_to_crop", "border_indices", "box_masks", "crop_and_resize", "expand_bbox"]

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The geometry between a box, its crop and the image: pure functions, no state.
+
+Frames and letters used throughout the package:
+
+- image frame: continuous pixel coordinates of the original image; pixel ``i`` covers
+  ``[i, i + 1)``, a bbox is ``(x0, y0, x1, y1)`` with the far corner exclusive.
+- crop frame: the same, in the resized crop of S × S pixels.
+- ``crop_bbox``: integer bbox in the image frame that was cut out; it may leave the image.
+- N: boxes, S: side of the crop, (H, W): size of the image, (h, w): size of a mask.
+"""
+
+from __future__ import annotations
+
+import mmcv
+import numpy as np
+import torch
+from torch import Tensor
+
+BORDERS = ("reflect", "wrap")
+
+
+def expand_bbox(bbox: np.ndarray, margins: np.ndarray) -> np.ndarray:
+    """Moves each side of a box away from the centre and rounds outward to whole pixels.
+
+    Args:
+        bbox: Shape (4,), image frame.
+        margins: Shape (4,), for left, top, right, bottom: half-extents are multiplied by
+            ``1 + margin``.
+
+    Returns:
+        ``crop_bbox``: int64, shape (4,), image frame, at least one pixel wide and high.
+    """
+    bbox = np.asarray(bbox, dtype=np.float64)
+    centre = np.tile((bbox[:2] + bbox[2:]) / 2, 2)
+    expanded = centre + (bbox - centre) * (1 + np.asarray(margins, dtype=np.float64))
+    low = np.floor(expanded[:2]).astype(np.int64)
+    high = np.ceil(expanded[2:]).astype(np.int64)
+    return np.concatenate([low, np.maximum(high, low + 1)])
+
+
+def border_indices(start: int, stop: int, length: int, border: str) -> np.ndarray:
+    """Indices into an axis of ``length`` pixels for the positions ``start … stop − 1``.
+
+    Positions outside the axis are mirrored at its ends (``'reflect'``, the edge pixel is not
+    repeated) or taken from the opposite side (``'wrap'``), as often as needed. There is no
+    constant fill on purpose: flat colour would mislead the CRF loss, which reads pixels.
+    """
+    positions = np.arange(start, stop)
+    if border == "wrap":
+        return positions % length
+    if border == "reflect":
+        period = max(2 * (length - 1), 1)
+        positions = positions % period
+        return np.minimum(positions, period - positions) if length > 1 else positions * 0
+    raise ValueError(f"border is {border!r}, but must be one of {BORDERS}")
+
+
+def crop_and_resize(
+    img: np.ndarray, crop_bbox: np.ndarray, size: int, border: str = "reflect"
+) -> np.ndarray:
+    """Cuts ``crop_bbox`` out of an image and resizes it to ``size`` × ``size``.
+
+    The aspect ratio is not kept; the resize is Pillow's antialiased bicubic.
+
+    Args:
+        img: uint8, shape (H, W, 3).
+        crop_bbox: Integers, shape (4,), image frame.
+        size: Side S of the crop in pixels.
+        border: What fills the part outside the image, see :func:`border_indices`.
+
+    Returns:
+        uint8, shape (S, S, 3).
+    """
+    x0, y0, x1, y1 = (int(v) for v in crop_bbox)
+    height, width = img.shape[:2]
+    if x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height:
+        crop = img[y0:y1, x0:x1]
+    else:
+        rows = border_indices(y0, y1, height, border)
+        columns = border_indices(x0, x1, width, border)
+        crop = img[rows[:, None], columns]
+    return mmcv.imresize(crop, (size, size), interpolation="bicubic", backend="pillow")
+
+
+def bbox_to_crop(bbox: np.ndarray, crop_bbox: np.ndarray, size: int) -> np.ndarray:
+    """Maps a bbox from the image frame to the crop frame, float32 of shape (4,)."""
+    x0, y0, x1, y1 = crop_bbox
+    scale = np.array([size / (x1 - x0), size / (y1 - y0)], dtype=np.float64)
+    corners = np.asarray(bbox, dtype=np.float64).reshape(2, 2) - (x0, y0)
+    return (corners * scale).reshape(4).astype(np.float32)
+
+
+def box_masks(bboxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The share of every mask cell that a box covers: the target ``t`` of both losses.
+
+    A box mask is the outer product of two one-dimensional profiles, so it is drawn from the
+    box's corners and never carried through the data pipeline as an image.
+
+    Args:
+        bboxes: Shape (N, 4), in cells of the mask.
+        size: (h, w) of the mask.
+
+    Returns:
+        float32, shape (N, h, w), in [0, 1].
+    """
+    height, width = size
+    bboxes = bboxes.float()
+
+    def profile(low: Tensor, high: Tensor, length: int) -> Tensor:
+        cells = torch.arange(length, device=bboxes.device, dtype=torch.float32)
+        covered = torch.minimum(cells + 1, high[:, None]) - torch.maximum(cells, low[:, None])
+        return covered.clamp_(0, 1)
+
+    columns = profile(bboxes[:, 0], bboxes[:, 2], width)
+    rows = profile(bboxes[:, 1], bboxes[:, 3], height)
+    return rows[:, :, None] * columns[:, None, :]

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+
+from mal_mmdet.labeling import paste_mask
+from mal_mmdet.structures import (
+    bbox_to_crop,
+    border_indices,
+    box_masks,
+    crop_and_resize,
+    expand_bbox,
+)
+
+# Inside, touching a border, over one border, over a corner, and larger than the image.
+BOXES = [
+    (30, 20, 70, 60),
+    (0, 0, 40, 30),
+    (-12.5, 10, 30, 50),
+    (70, 50, 130, 110),
+    (-20, -20, 140, 120),
+]
+
+
+def test_expand_bbox_moves_each_side_by_its_margin():
+    crop = expand_bbox(np.array([10, 20, 30, 60]), np.array([0.5, 0.0, 1.0, 0.25]))
+    assert crop.tolist() == [5, 20, 40, 65]
+
+
+def test_expand_bbox_rounds_outward_and_is_never_empty():
+    assert expand_bbox(np.array([1.2, 1.2, 3.1, 3.9]), np.zeros(4)).tolist() == [1, 1, 4, 4]
+    assert expand_bbox(np.array([2.0, 2.0, 2.0, 2.0]), np.zeros(4)).tolist() == [2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_border_indices_against_numpy_pad(length):
+    row = np.arange(length)
+    for border, mode in (("reflect", "reflect"), ("wrap", "wrap")):
+        if length == 1:
+            expected = np.zeros(21, dtype=int)
+        else:
+            expected = np.pad(row, 10, mode=mode)[: length + 20][:21]
+        assert border_indices(-10, 11, length, border).tolist() == expected.tolist()
+
+
+def test_border_indices_refuses_unknown_border():
+    with pytest.raises(ValueError, match=r"'zero'.*reflect"):
+        border_indices(0, 2, 2, "zero")
+
+
+@pytest.mark.parametrize("bbox", BOXES)
+@pytest.mark.parametrize("border", ["reflect", "wrap"])
+def test_crop_shows_the_box_where_bbox_to_crop_says(bbox, border):
+    """A white box on black: its corners in the crop are where the geometry puts them."""
+    height, width, size = 80, 100, 64
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    x0, y0, x1, y1 = np.clip(np.round(bbox), 0, [width, height] * 2).astype(int)
+    image[y0:y1, x0:x1] = 255
+    crop_bbox = expand_bbox(np.array(bbox), np.full(4, 0.3))
+    crop = crop_and_resize(image, crop_bbox, size, border)
+    assert crop.shape == (size, size, 3)
+    cx0, cy0, cx1, cy1 = bbox_to_crop(np.array([x0, y0, x1, y1]), crop_bbox, size)
+    inside = crop[int(np.ceil(cy0)) + 1 : int(cy1) - 1, int(np.ceil(cx0)) + 1 : int(cx1) - 1]
+    assert inside.size and inside.min() > 250
+    # Just outside the box, where that is still inside the image, it is black.
+    ix0, iy0, ix1, iy1 = bbox_to_crop(np.array([0, 0, width, height]), crop_bbox, size)
+    row, column = int((cy0 + cy1) / 2), int((cx0 + cx1) / 2)
+    for y, x, seen in (
+        (row, int(cx0) - 3, x0 > 0 and cx0 - 3 >= max(ix0, 0)),
+        (row, int(np.ceil(cx1)) + 2, x1 < width and cx1 + 3 < min(ix1, size)),
+        (int(cy0) - 3, column, y0 > 0 and cy0 - 3 >= max(iy0, 0)),
+        (int(np.ceil(cy1)) + 2, column, y1 < height and cy1 + 3 < min(iy1, size)),
+    ):
+        if seen:
+            assert crop[y, x].max() < 5
+
+
+@pytest.mark.parametrize("bbox", BOXES)
+def test_a_crop_mask_comes_back_within_a_pixel(bbox):
+    """An ellipse drawn in the crop frame lands on the same ellipse drawn in the image."""
+    height, width, size = 80, 100, 128
+    crop_bbox = expand_bbox(np.array(bbox), np.full(4, 0.3))
+    cx0, cy0, cx1, cy1 = bbox_to_crop(np.array(bbox), crop_bbox, size)
+    y, x = np.mgrid[:size, :size] + 0.5
+    inside = ((2 * x - cx0 - cx1) / (cx1 - cx0)) ** 2 + ((2 * y - cy0 - cy1) / (cy1 - cy0)) ** 2
+    out = torch.zeros(height, width, dtype=torch.bool)
+    paste_mask(torch.from_numpy(inside <= 1).float(), crop_bbox, bbox, 0.5, out)
+
+    y, x = np.mgrid[:height, :width] + 0.5
+
+    def ellipse(grow):
+        rx, ry = (bbox[2] - bbox[0]) / 2 + grow, (bbox[3] - bbox[1]) / 2 + grow
+        u = (x - (bbox[0] + bbox[2]) / 2) / rx
+        v = (y - (bbox[1] + bbox[3]) / 2) / ry
+        return u**2 + v**2 <= 1
+
+    assert (out.numpy() <= ellipse(1)).all()
+    assert (ellipse(-1) <= out.numpy()).all()
+
+
+def test_box_masks_against_supersampling():
+    boxes = torch.tensor([[1.25, 0.5, 3.75, 4.0], [-2.0, -1.0, 2.5, 9.0], [2.1, 2.1, 2.3, 2.4]])
+    fine = 20
+    naive = torch.zeros(3, 5, 6)
+    for n, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        for row in range(5):
+            for column in range(6):
+                points = [
+                    (x0 <= column + (i + 0.5) / fine < x1) and (y0 <= row + (j + 0.5) / fine < y1)
+                    for i in range(fine)
+                    for j in range(fine)
+                ]
+                naive[n, row, column] = sum(points) / fine**2
+    torch.testing.assert_close(box_masks(boxes, (5, 6)), naive, atol=1e-5, rtol=0)
