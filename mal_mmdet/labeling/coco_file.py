@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""COCO annotation files: read, checked, stripped of masks, and written without half-files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+
+def read_coco(path: str | Path) -> dict[str, Any]:
+    """Reads a COCO annotation file and checks its frame.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not JSON, or not the structure of a COCO file; says what is missing.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            coco = json.load(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"annotation file {path} does not exist") from None
+    except ValueError as error:
+        raise ValueError(f"annotation file {path} is not valid JSON: {error}") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(coco, dict) or not isinstance(coco.get(key), list):
+            raise ValueError(
+                f"annotation file {path} has no list {key!r}; expected COCO's format, an object "
+                "with the lists 'images', 'annotations' and 'categories'"
+            )
+    for i, image in enumerate(coco["images"]):
+        for key in ("id", "file_name", "width", "height"):
+            if not isinstance(image, dict) or key not in image:
+                raise ValueError(f"images[{i}] of {path} is {image!r:.80} and has no {key!r}")
+    if len({image["id"] for image in coco["images"]}) != len(coco["images"]):
+        raise ValueError(f"image ids in {path} are not unique")
+    return coco
+
+
+def find_problems(coco: dict[str, Any]) -> dict[int, str]:
+    """Finds the annotations that cannot be cropped.
+
+    Args:
+        coco: A file as :func:`read_coco` returns it.
+
+    Returns:
+        Position in ``coco['annotations']`` → what is wrong, in words.
+    """
+    images = {image["id"]: image for image in coco["images"]}
+    categories = {category["id"] for category in coco["categories"]}
+    problems, seen = {}, set()
+    for i, ann in enumerate(coco["annotations"]):
+        problem = _problem(ann, images, categories, seen)
+        if problem:
+            problems[i] = problem
+    return problems
+
+
+def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
+    if not isinstance(ann, dict):
+        return f"annotation is {ann!r:.40}, expected an object"
+    for key in ("id", "image_id", "category_id", "bbox"):
+        if key not in ann:
+            return f"has no {key!r}"
+    for key in ("id", "image_id", "category_id"):
+        if not isinstance(ann[key], (int, str)):
+            return f"its {key!r} is {ann[key]!r:.40}, expected a number or a text"
+    if ann["id"] in seen:
+        return f"id {ann['id']!r} occurs more than once; ids must be unique"
+    seen.add(ann["id"])
+    if ann["image_id"] not in images:
+        return f"its image {ann['image_id']!r} is not in 'images'"
+    if ann["category_id"] not in categories:
+        return f"its category {ann['category_id']!r} is not in 'categories'"
+    bbox = ann["bbox"]
+    numeric = isinstance(bbox, list) and all(
+        isinstance(v, Real) and not isinstance(v, bool) for v in bbox
+    )
+    if not numeric or len(bbox) != 4:
+        return f"bbox is {bbox!r:.60}, expected four numbers [x, y, width, height]"
+    if not all(math.isfinite(v) for v in bbox):
+        return f"bbox {bbox} holds NaN or infinity"
+    x, y, width, height = bbox
+    if width <= 0 or height <= 0:
+        return f"bbox {bbox} is empty: width and height must be positive"
+    image = images[ann["image_id"]]
+    if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
+        return f"bbox {bbox} lies outside its image of {image['width']}×{image['height']} pixels"
+    return None
+
+
+def strip_masks(coco: dict[str, Any]) -> dict[str, Any]:
+    """The same file without masks, and with ``area`` of the box: all that MAL may see.
+
+    Annotations without a usable ``bbox`` are kept as they are, less their masks.
+    """
+    annotations = []
+    for ann in coco["annotations"]:
+        ann = {k: v for k, v in ann.items() if k != "segmentation"}
+        if isinstance(ann.get("bbox"), list) and len(ann["bbox"]) == 4:
+            ann["area"] = ann["bbox"][2] * ann["bbox"][3]
+        annotations.append(ann)
+    return {**coco, "annotations": annotations}
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
+    """Writes JSON to a temporary name beside ``path`` and renames it: never half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=indent)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp files are private, results are not
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

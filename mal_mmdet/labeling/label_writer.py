@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from mmdet.registry import METRICS
+from mmengine.evaluator import BaseMetric
+from pycocotools import mask as mask_utils
+
+from .coco_file import find_problems, read_coco, write_json
+
+
+@METRICS.register_module()
+class LabelWriter(BaseMetric):
+    """Writes the predicted masks into a copy of the annotation file they were made for.
+
+    Every annotation keeps its place and all that it had; ``segmentation`` becomes the mask as
+    compressed RLE and ``area`` the mask's. Crowd annotations are not labeled: one without a
+    mask gets its box as RLE, so that stock loaders can read it. Annotations that could not be
+    labeled are left out of the label file, since no loader could use them, and stand whole in
+    ``<out_file>.report.json`` with the reason.
+
+    Args:
+        ann_file: The COCO file with the boxes.
+        out_file: The COCO file to write.
+    """
+
+    default_prefix = "labels"
+
+    def __init__(self, ann_file: str, out_file: str, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.ann_file = ann_file
+        self.out_file = out_file
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Encodes the masks of each image at once, so that only RLEs are held."""
+        for sample in data_samples:
+            pred = sample["pred_instances"]
+            rles = [encode_mask(mask) for mask in pred["masks"].cpu().numpy()]
+            indices = pred["ann_indices"].tolist()
+            self.results.append(
+                dict(masks=dict(zip(indices, rles)), failed=sample.get("failed", {}))
+            )
+
+    def compute_metrics(self, results: list[dict]) -> dict[str, int]:
+        """Writes label file and report; returns how many boxes were labeled and how many not."""
+        coco = read_coco(self.ann_file)
+        masks = {i: rle for result in results for i, rle in result["masks"].items()}
+        problems = find_problems(coco)
+        for result in results:
+            problems.update(result["failed"])
+
+        images = {image["id"]: image for image in coco["images"]}
+        annotations = []
+        for i, ann in enumerate(coco["annotations"]):
+            if i in masks:
+                ann["segmentation"] = masks[i]
+                ann["area"] = int(mask_utils.area(masks[i]))
+            elif i in problems:
+                continue
+            elif ann.get("iscrowd"):
+                if not ann.get("segmentation"):
+                    ann["segmentation"] = box_rle(ann["bbox"], images[ann["image_id"]])
+            else:
+                problems[i] = "was not among the predictions"
+                continue
+            annotations.append(ann)
+        failed = [
+            dict(
+                id=ann.get("id") if isinstance(ann, dict) else None,
+                index=i,
+                problem=problems[i],
+                annotation=ann,
+            )
+            for i, ann in enumerate(coco["annotations"])
+            if i in problems
+        ]
+        write_json(report_path(self.out_file), dict(labeled=len(masks), failed=failed), indent=1)
+        write_json(self.out_file, {**coco, "annotations": annotations})
+        return dict(labeled=len(masks), failed=len(failed))
+
+
+def report_path(out_file: str | Path) -> Path:
+    """Where the report of a label file stands: ``labels.json`` → ``labels.json.report.json``."""
+    return Path(f"{out_file}.report.json")
+
+
+def encode_mask(mask: np.ndarray) -> dict:
+    """Compressed RLE of a mask (H, W), with ``counts`` as text, ready for JSON."""
+    rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
+
+
+def box_rle(bbox: Sequence[float], image: dict) -> dict:
+    """Compressed RLE of a COCO box ``[x, y, w, h]``, filled."""
+    x, y, w, h = bbox
+    polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+    (rle,) = mask_utils.frPyObjects([polygon], image["height"], image["width"])
+    return dict(size=rle["size"], counts=rle["counts"].decode("ascii"))

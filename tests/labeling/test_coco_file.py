@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+
+import pytest
+
+from mal_mmdet.labeling import find_problems, read_coco, strip_masks, write_json
+
+
+def coco(**changes):
+    ann = dict(id=7, image_id=1, category_id=1, bbox=[10, 10, 20, 20], area=400)
+    ann.update(changes)
+    ann = {k: v for k, v in ann.items() if v != "missing"}
+    return dict(
+        images=[dict(id=1, file_name="a.jpg", width=100, height=80)],
+        annotations=[ann],
+        categories=[dict(id=1, name="thing")],
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(bbox="missing"), "has no 'bbox'"),
+        (dict(image_id="missing"), "has no 'image_id'"),
+        (dict(id="missing"), "has no 'id'"),
+        (dict(category_id="missing"), "has no 'category_id'"),
+        (dict(id=[7]), "'id' is [7]"),
+        (dict(image_id=5), "image 5 is not in 'images'"),
+        (dict(category_id=9), "category 9 is not in 'categories'"),
+        (dict(bbox=[1, 2, 3]), "expected four numbers"),
+        (dict(bbox=None), "expected four numbers"),
+        (dict(bbox=["1", 2, 3, 4]), "expected four numbers"),
+        (dict(bbox=[True, 2, 3, 4]), "expected four numbers"),
+        (dict(bbox=[10, 10, 0, 5]), "is empty"),
+        (dict(bbox=[10, 10, 5, -5]), "is empty"),
+        (dict(bbox=[10, float("nan"), 5, 5]), "NaN or infinity"),
+        (dict(bbox=[10, 10, float("inf"), 5]), "NaN or infinity"),
+        (dict(bbox=[100, 10, 5, 5]), "outside its image of 100×80"),
+        (dict(bbox=[10, -5, 5, 5]), "outside its image"),
+    ],
+)
+def test_every_problem_is_named(changes, words):
+    problems = find_problems(coco(**changes))
+    assert list(problems) == [0] and words in problems[0]
+
+
+@pytest.mark.parametrize("bbox", [[10, 10, 20, 20], [-5, -5, 6, 6], [99.5, 79.5, 50, 50]])
+def test_boxes_that_meet_the_image_are_fine(bbox):
+    assert find_problems(coco(bbox=bbox)) == {}
+
+
+def test_repeated_ids_and_wrong_types():
+    data = coco()
+    data["annotations"] += [dict(data["annotations"][0]), "text", None]
+    problems = find_problems(data)
+    assert list(problems) == [1, 2, 3]
+    assert "7 occurs more than once" in problems[1] and "'text'" in problems[2]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "no list 'images'"),
+        ('{"images": [], "annotations": {}}', "no list 'annotations'"),
+        ('{"images": [], "annotations": []}', "no list 'categories'"),
+        ('{"images": [3], "annotations": [], "categories": []}', r"images\[0\].* no 'id'"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}], "annotations": [], "categories": []}',
+            "no 'width'",
+        ),
+        (json.dumps({**coco(), "images": coco()["images"] * 2}), "ids in .* are not unique"),
+    ],
+)
+def test_files_that_are_no_coco_files(tmp_path, content, words):
+    path = tmp_path / "file.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=words):
+        read_coco(path)
+
+
+def test_strip_masks_takes_the_mask_and_its_area_and_nothing_else():
+    data = coco(segmentation=[[1, 2, 3, 4, 5, 6]], area=123.4, score=0.5, iscrowd=0)
+    data["info"] = dict(year=2017)
+    stripped = strip_masks(data)
+    expected = coco(area=400, score=0.5, iscrowd=0)
+    assert stripped == {**expected, "info": dict(year=2017)}
+    assert "segmentation" in data["annotations"][0]  # the input is left alone
+
+
+def test_write_json_leaves_the_old_file_when_it_fails(tmp_path):
+    path = tmp_path / "new" / "out.json"
+    write_json(path, [1])
+    with pytest.raises(TypeError):
+        write_json(path, [2, object()])
+    assert json.loads(path.read_text()) == [1]
+    assert os.listdir(path.parent) == ["out.json"]
