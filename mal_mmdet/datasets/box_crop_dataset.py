@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from mmdet.registry import DATASETS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes
+from mmengine.dataset import Compose
+from mmengine.structures import InstanceData
+from torch.utils.data import Dataset
+
+from .transforms.formatting import empty_instances
+
+
+@DATASETS.register_module()
+class BoxCropDataset(Dataset):
+    """Turns any mmdet data set into crops of its boxes.
+
+    For training a sample is one box. With ``group_by_image``, for labeling, a sample is one
+    image with the crops of all its boxes, so that the image is read once. Crowd boxes are left
+    out of both.
+
+    The wrapped data set's own pipeline only loads the image. Of its ``instances`` nothing but
+    ``bbox``, ``bbox_label``, ``ignore_flag`` and the annotation's id and index is handed on.
+
+    Args:
+        dataset: Config of an mmdet data set, whose pipeline ends with the image in ``img``.
+        pipeline: Transforms of one box, from expansion to packing.
+        min_area: Boxes of this area in px², or less, are left out.
+        min_side: Boxes with a side of this many pixels, or less, are left out.
+        group_by_image: Whether a sample is an image instead of a box.
+    """
+
+    def __init__(
+        self,
+        dataset: dict,
+        pipeline: Sequence[dict],
+        min_area: float = 0.0,
+        min_side: float = 0.0,
+        group_by_image: bool = False,
+    ) -> None:
+        self.dataset = DATASETS.build(dataset)
+        self.dataset.full_init()
+        self.pipeline = Compose(pipeline)
+        self.group_by_image = group_by_image
+        images, instances = [], []
+        for i in range(len(self.dataset)):
+            for j, instance in enumerate(self.dataset.get_data_info(i)["instances"]):
+                x0, y0, x1, y1 = instance["bbox"]
+                width, height = x1 - x0, y1 - y0
+                crowd = instance.get("ignore_flag", 0)
+                if not crowd and width * height > min_area and min(width, height) > min_side:
+                    images.append(i)
+                    instances.append(j)
+        # One row a box: index of the image and of the instance within it.
+        self.boxes = np.array([images, instances], dtype=np.int64).T
+        if group_by_image:
+            cuts = np.flatnonzero(np.diff(self.boxes[:, 0])) + 1
+            self.groups = [rows for rows in np.split(self.boxes, cuts) if len(rows)]
+
+    @property
+    def metainfo(self) -> dict:
+        """Meta information of the wrapped data set."""
+        return self.dataset.metainfo
+
+    @property
+    def num_boxes(self) -> int:
+        """Number of boxes in all samples together."""
+        return len(self.boxes)
+
+    def __len__(self) -> int:
+        return len(self.groups) if self.group_by_image else len(self.boxes)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict:
+        """A box's views, or an image's crops.
+
+        Args:
+            index: Index of the sample, or a pair of index and seed as
+                :class:`SeededSampler` deals them: the sample then depends on nothing else.
+
+        Returns:
+            What the pipeline makes of one box; with ``group_by_image``, ``inputs`` (N, 3, S, S)
+            and a ``data_samples`` whose ``gt_instances`` holds N boxes. An image that cannot be
+            used gives N = 0 there, and ``failed`` names its annotations and what is wrong.
+
+        Raises:
+            RuntimeError: The image of a training box cannot be read.
+        """
+        if self.group_by_image:
+            return self._image_sample(self.groups[index])
+        index, seed = index if isinstance(index, tuple) else (index, None)
+        image, instance = self.boxes[index]
+        with numpy_seed(seed):
+            results = self._load(image)
+            return self.pipeline(self._box_results(results, instance))
+
+    def _load(self, image: int) -> dict:
+        info = self.dataset.get_data_info(image)
+        expected = info.get("height"), info.get("width")
+        path, instances = info.get("img_path"), info["instances"]
+        try:
+            results = self.dataset.pipeline(info)
+        except Exception as error:  # every image backend raises its own kinds
+            ids = [instance.get("ann_id", "?") for instance in instances]
+            raise RuntimeError(
+                f"image {path} cannot be read ({type(error).__name__}: {error}); "
+                f"its annotations are {ids[:5]}{' …' if len(ids) > 5 else ''}"
+            ) from error
+        found = results["img"].shape[:2]
+        if None not in expected and found != expected:
+            raise RuntimeError(
+                f"image {path} has {found[1]}×{found[0]} pixels, but its annotation file says "
+                f"{expected[1]}×{expected[0]}: the boxes would not fit"
+            )
+        return results
+
+    def _box_results(self, results: dict, instance: int) -> dict:
+        info = results["instances"][instance]
+        bbox = np.array([info["bbox"]], dtype=np.float32)
+        box = dict(
+            img=results["img"],
+            img_path=results.get("img_path"),
+            img_id=results.get("img_id"),
+            ori_shape=results["img"].shape[:2],
+            img_shape=results["img"].shape[:2],
+            gt_bboxes=HorizontalBoxes(bbox),
+            gt_bboxes_labels=np.array([info["bbox_label"]], dtype=np.int64),
+            ori_bbox=bbox[0],
+        )
+        return box | {key: info[key] for key in ("ann_id", "ann_index") if key in info}
+
+    def _image_sample(self, rows: np.ndarray) -> dict:
+        try:
+            results = self._load(rows[0, 0])
+        except RuntimeError as error:
+            instances = self.dataset.get_data_info(rows[0, 0])["instances"]
+            indices = [instances[j].get("ann_index", j) for j in rows[:, 1]]
+            failed = {i: str(error) for i in indices}
+            sample = DetDataSample(metainfo=dict(failed=failed, ori_shape=(0, 0)))
+            sample.gt_instances = empty_instances()
+            return dict(inputs=torch.empty(0, 3, 0, 0), data_samples=sample)
+        boxes = [self.pipeline(self._box_results(results, j)) for j in rows[:, 1]]
+        samples = [box["data_samples"] for box in boxes]
+        sample = DetDataSample(metainfo=samples[0].metainfo | dict(failed={}))
+        sample.gt_instances = InstanceData.cat([s.gt_instances for s in samples])
+        return dict(inputs=torch.stack([box["inputs"] for box in boxes]), data_samples=sample)
+
+
+@contextmanager
+def numpy_seed(seed: int | None) -> Iterator[None]:
+    """Seeds the random states that transforms draw from, and puts the old ones back."""
+    if seed is None:
+        yield
+        return
+    states = np.random.get_state(), random.getstate()
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])

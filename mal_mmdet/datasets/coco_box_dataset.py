@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import logging
+import os.path as osp
+
+from mmdet.datasets import BaseDetDataset
+from mmdet.registry import DATASETS
+from mmengine.logging import print_log
+
+from mal_mmdet.labeling import find_problems, read_coco
+
+
+@DATASETS.register_module()
+class CocoBoxDataset(BaseDetDataset):
+    """The boxes of a COCO file, and nothing else of it.
+
+    Unlike ``CocoDataset`` it keeps the id and place of every annotation, takes the classes from
+    the file, says which annotations it cannot use and why, and never reads a mask: an
+    annotation file with masks trains the same network as one without.
+    """
+
+    def load_data_list(self) -> list[dict]:
+        """One entry an image; ``instances`` hold ``bbox`` (x0, y0, x1, y1), ``bbox_label``,
+        ``ignore_flag`` (crowd), ``ann_id`` and ``ann_index``, the place in the file.
+
+        Raises:
+            FileNotFoundError, ValueError: As :func:`mal_mmdet.labeling.read_coco`.
+        """
+        coco = read_coco(self.ann_file)
+        self._metainfo["classes"] = tuple(c["name"] for c in coco["categories"])
+        labels = {c["id"]: i for i, c in enumerate(coco["categories"])}
+        images = {
+            image["id"]: dict(
+                img_id=image["id"],
+                img_path=osp.join(self.data_prefix.get("img", ""), image["file_name"]),
+                height=image["height"],
+                width=image["width"],
+                instances=[],
+            )
+            for image in coco["images"]
+        }
+        problems = find_problems(coco)
+        for i, ann in enumerate(coco["annotations"]):
+            if i in problems:
+                continue
+            x, y, w, h = ann["bbox"]
+            images[ann["image_id"]]["instances"].append(
+                dict(
+                    bbox=[x, y, x + w, y + h],
+                    bbox_label=labels[ann["category_id"]],
+                    ignore_flag=int(bool(ann.get("iscrowd", 0))),
+                    ann_id=ann["id"],
+                    ann_index=i,
+                )
+            )
+        if problems:
+            self._warn(problems, coco["annotations"])
+        return list(images.values())
+
+    def _warn(self, problems: dict[int, str], annotations: list) -> None:
+        lines = []
+        for i, problem in list(problems.items())[:10]:
+            ann = annotations[i]
+            name = ann.get("id", "without id") if isinstance(ann, dict) else "without id"
+            lines.append(f"  annotation {name} (annotations[{i}]): {problem}")
+        if len(problems) > 10:
+            lines.append(f"  and {len(problems) - 10} more")
+        print_log(
+            f"{len(problems)} of {len(annotations)} annotations in {self.ann_file} cannot be used "
+            "and are left out:\n" + "\n".join(lines),
+            logger="current",
+            level=logging.WARNING,
+        )

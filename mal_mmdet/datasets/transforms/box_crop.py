@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from mmdet.registry import TRANSFORMS
+from mmdet.structures.bbox import HorizontalBoxes
+
+from mal_mmdet.structures import bbox_to_crop, crop_and_resize, expand_bbox
+from mal_mmdet.structures.crop_geometry import BORDERS
+
+SAMPLERS = ("paired", "independent")
+
+
+@TRANSFORMS.register_module()
+class ExpandBBox(BaseTransform):
+    """Expands a box by a fixed margin, as labeling does.
+
+    Required keys: ``ori_bbox``. Added keys: ``crop_bbox``.
+
+    Args:
+        margin: Every half-extent is multiplied by ``1 + margin``.
+    """
+
+    def __init__(self, margin: float = 0.3) -> None:
+        self.margin = margin
+
+    def transform(self, results: dict) -> dict:
+        results["crop_bbox"] = expand_bbox(results["ori_bbox"], self.sample_margins())
+        return results
+
+    def sample_margins(self) -> np.ndarray:
+        """Margins of left, top, right and bottom, shape (4,)."""
+        return np.full(4, self.margin)
+
+
+@TRANSFORMS.register_module()
+class RandomExpandBBox(ExpandBBox):
+    """Expands each side of a box by a random margin, as training does (paper, Sec. 3.2).
+
+    Args:
+        margin: Largest margin m.
+        sampler: ``'paired'``, as in the released system: the sides of one axis draw from
+            U(0, m) each and share a factor g ~ U(0, 1), one side takes g of its margin and the
+            other 1 − g. ``'independent'``, as in the paper: every side draws from U(0, m) for
+            itself, where the paper's θ is 1 + m.
+    """
+
+    def __init__(self, margin: float = 1.2, sampler: str = "paired") -> None:
+        super().__init__(margin)
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler is {sampler!r}, but must be one of {SAMPLERS}")
+        self.sampler = sampler
+
+    def sample_margins(self) -> np.ndarray:
+        margins = np.random.uniform(0, self.margin, 4)
+        if self.sampler == "paired":
+            share = np.random.uniform(0, 1, 2)
+            margins *= np.concatenate([share, 1 - share])
+        return margins
+
+
+@TRANSFORMS.register_module()
+class CropBBox(BaseTransform):
+    """Cuts the expanded box out of the image and moves the box into the crop frame.
+
+    Required keys: ``img``, ``ori_bbox``, ``crop_bbox``. Changed keys: ``img`` (S × S × 3),
+    ``img_shape``, ``gt_bboxes`` (crop frame, clipped to the image, since outside it nothing is
+    foreground whatever fills the pixels).
+
+    Args:
+        size: Side S of the crop in pixels.
+        border: What fills the part outside the image: ``'reflect'`` or ``'wrap'``.
+    """
+
+    def __init__(self, size: int = 512, border: str = "reflect") -> None:
+        if border not in BORDERS:
+            raise ValueError(f"border is {border!r}, but must be one of {BORDERS}")
+        self.size = size
+        self.border = border
+
+    def transform(self, results: dict) -> dict:
+        crop_bbox = results["crop_bbox"]
+        height, width = results["img"].shape[:2]
+        results["img"] = crop_and_resize(results["img"], crop_bbox, self.size, self.border)
+        results["img_shape"] = (self.size, self.size)
+        inside = results["ori_bbox"].clip(0, [width, height, width, height])
+        results["gt_bboxes"] = HorizontalBoxes(bbox_to_crop(inside, crop_bbox, self.size)[None])
+        return results

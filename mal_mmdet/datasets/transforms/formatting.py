@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmdet.registry import TRANSFORMS
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+
+
+@TRANSFORMS.register_module()
+class PackBoxCrop(BaseTransform):
+    """Packs one crop for :class:`MaskAutoLabeler`.
+
+    Adds ``inputs``, uint8 of shape (3, S, S), and ``data_samples``, whose ``gt_instances`` holds
+    one box: ``bboxes`` (1, 4) in the crop frame, ``ori_bboxes`` and ``crop_bboxes`` (1, 4) in
+    the image frame, ``areas`` (1,) of the original box in image pixels, ``labels`` (1,), and
+    ``ann_ids`` and ``ann_indices`` where the data set gives them. No masks.
+    """
+
+    def transform(self, results: dict) -> dict:
+        x0, y0, x1, y1 = results["ori_bbox"].tolist()
+        instances = InstanceData(
+            bboxes=results["gt_bboxes"].tensor,
+            ori_bboxes=torch.from_numpy(results["ori_bbox"])[None],
+            crop_bboxes=torch.from_numpy(results["crop_bbox"])[None],
+            areas=torch.tensor([(x1 - x0) * (y1 - y0)]),
+            labels=torch.from_numpy(results["gt_bboxes_labels"]),
+        )
+        if "ann_id" in results:
+            instances.ann_ids = [results["ann_id"]]
+            instances.ann_indices = torch.tensor([results["ann_index"]])
+        keys = ("img_id", "img_path", "ori_shape", "img_shape", "flip", "flip_direction")
+        sample = DetDataSample(metainfo={key: results.get(key) for key in keys})
+        sample.gt_instances = instances
+        pixels = np.ascontiguousarray(results["img"].transpose(2, 0, 1))
+        return dict(inputs=torch.from_numpy(pixels), data_samples=sample)
+
+
+def empty_instances() -> InstanceData:
+    """The ``gt_instances`` of :class:`PackBoxCrop` for no box at all."""
+    fields = ("bboxes", "ori_bboxes", "crop_bboxes")
+    return InstanceData(
+        **{field: torch.empty(0, 4) for field in fields},
+        areas=torch.empty(0),
+        labels=torch.empty(0, dtype=torch.int64),
+        ann_ids=[],
+        ann_indices=torch.empty(0, dtype=torch.int64),
+    )

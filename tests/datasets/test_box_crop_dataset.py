@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import DATASETS
+from mmengine.dataset import pseudo_collate
+from torch.utils.data import DataLoader
+
+from mal_mmdet.datasets import SeededSampler
+from mal_mmdet.labeling import read_coco
+from tests.conftest import tiny_config
+
+
+@pytest.fixture
+def configs(demo, tmp_path):
+    cfg = tiny_config(demo, tmp_path)
+    return cfg.train_dataloader.dataset, cfg.test_dataloader.dataset
+
+
+def test_one_sample_a_box_with_two_views(configs, demo):
+    dataset = DATASETS.build(configs[0])
+    assert len(dataset) == len(read_coco(demo / "boxes_train.json")["annotations"])
+    sample = dataset[(3, 11)]
+    for view in ("student", "teacher"):
+        assert sample["inputs"][view].shape == (3, 32, 32)
+        assert sample["inputs"][view].dtype == torch.uint8
+    student, teacher = (sample["data_samples"][v].gt_instances for v in ("student", "teacher"))
+    torch.testing.assert_close(student.bboxes, teacher.bboxes)
+    x0, y0, x1, y1 = student.ori_bboxes[0].tolist()
+    assert student.areas.item() == (x1 - x0) * (y1 - y0)
+    boxes = {"bboxes", "ori_bboxes", "crop_bboxes", "areas", "labels"}
+    assert set(student.keys()) == boxes | {"ann_ids", "ann_indices"}
+
+
+def test_the_flip_is_shared_and_moves_the_box(configs):
+    dataset = DATASETS.build(configs[0])
+    dataset.pipeline.transforms[2].prob = 0.0
+    plain = dataset[(3, 11)]
+    dataset.pipeline.transforms[2].prob = 1.0
+    flipped = dataset[(3, 11)]
+    views = plain["inputs"]["teacher"], flipped["inputs"]["teacher"]
+    assert torch.equal(views[0].flip(2), views[1])
+    boxes = [s["data_samples"]["teacher"].gt_instances.bboxes[0] for s in (plain, flipped)]
+    expected = torch.stack([32 - boxes[0][2], boxes[0][1], 32 - boxes[0][0], boxes[0][3]])
+    torch.testing.assert_close(boxes[1], expected)
+
+
+def test_a_seed_fixes_the_sample_and_leaves_the_random_state_alone(configs):
+    dataset = DATASETS.build(configs[0])
+    np.random.seed(5)
+    first = dataset[(2, 7)]
+    after = np.random.rand()
+    np.random.seed(5)
+    assert np.random.rand() == after
+    np.random.seed(99)
+    again, other = dataset[(2, 7)], dataset[(2, 8)]
+    for view in ("student", "teacher"):
+        assert torch.equal(first["inputs"][view], again["inputs"][view])
+    assert not torch.equal(first["inputs"]["teacher"], other["inputs"]["teacher"])
+
+
+def test_workers_do_not_change_the_samples(configs):
+    dataset = DATASETS.build(configs[0])
+    batches = []
+    for workers in (0, 2):
+        sampler = SeededSampler(dataset, shuffle=True, seed=3)
+        sampler.set_epoch(1)
+        loader = DataLoader(
+            dataset, 4, sampler=sampler, num_workers=workers, collate_fn=pseudo_collate
+        )
+        batches.append([torch.stack(b["inputs"]["student"]) for b in loader])
+    assert all(torch.equal(a, b) for a, b in zip(*batches))
+
+
+def test_sampler_seeds_differ_by_epoch_and_index(configs):
+    sampler = SeededSampler(list(range(50)), shuffle=True, seed=0)
+    first = dict(sampler)
+    assert sorted(first) == list(range(50)) and len(set(first.values())) == 50
+    sampler.set_epoch(1)
+    assert not set(dict(sampler).values()) & set(first.values())
+
+
+def test_small_and_crowd_boxes_are_left_out_of_training(configs, demo, tmp_path):
+    coco = read_coco(demo / "boxes_train.json")
+    coco["annotations"][0]["iscrowd"] = 1
+    coco["annotations"][1]["bbox"][2:] = [2, 60]
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(coco))
+    train, test = copy.deepcopy(configs)
+    train.dataset.ann_file = test.dataset.ann_file = str(path)
+    areas = [a["bbox"][2] * a["bbox"][3] for a in coco["annotations"][2:]]
+    train.update(min_area=3000, min_side=2)
+    assert len(DATASETS.build(train)) == sum(area > 3000 for area in areas)
+    # Labeling leaves out nothing but the crowd.
+    assert DATASETS.build(test).num_boxes == len(coco["annotations"]) - 1
+
+
+def test_groups_hold_all_boxes_of_an_image(configs, demo):
+    dataset = DATASETS.build(configs[1])
+    coco = read_coco(demo / "boxes_val.json")
+    assert len(dataset) == len(coco["images"])
+    seen = []
+    for k in range(len(dataset)):
+        sample = dataset[k]
+        instances = sample["data_samples"].gt_instances
+        assert sample["inputs"].shape == (len(instances), 3, 32, 32)
+        for box, ann_id in zip(instances.ori_bboxes.tolist(), instances.ann_ids):
+            x, y, w, h = next(a["bbox"] for a in coco["annotations"] if a["id"] == ann_id)
+            assert box == [x, y, x + w, y + h]
+        seen += instances.ann_indices.tolist()
+    assert seen == list(range(len(coco["annotations"])))
+
+
+def test_an_unreadable_image_stops_training_with_its_annotations(configs, demo, tmp_path):
+    coco = read_coco(demo / "boxes_train.json")
+    (tmp_path / "00001.jpg").write_bytes(b"no image")
+    configs[0].dataset.data_prefix.img = str(tmp_path)
+    dataset = DATASETS.build(configs[0])
+    with pytest.raises(RuntimeError, match=r"00001\.jpg cannot be read.*annotations are \[1") as e:
+        dataset[0]
+    assert "00001.jpg" in str(e.value)
+    last = len(coco["annotations"]) - 1
+    with pytest.raises(RuntimeError, match=r"00008\.jpg cannot be read \(FileNotFoundError"):
+        dataset[last]
+
+
+def test_an_image_of_another_size_is_refused(configs, demo, tmp_path):
+    coco = read_coco(demo / "boxes_train.json")
+    coco["images"][0]["width"] = 300
+    (tmp_path / "boxes.json").write_text(json.dumps(coco))
+    configs[0].dataset.ann_file = str(tmp_path / "boxes.json")
+    with pytest.raises(RuntimeError, match=r"192×192 pixels, but .* 300×192"):
+        DATASETS.build(configs[0])[0]
+
+
+def test_wraps_stock_data_sets(configs, demo):
+    """Any mmdet data set serves; CocoDataset carries masks, and they stay behind."""
+    classes = tuple(c["name"] for c in read_coco(demo / "boxes_train.json")["categories"])
+    configs[0].dataset = dict(
+        type="CocoDataset",
+        metainfo=dict(classes=classes),
+        data_root=str(demo),
+        ann_file="instances_train.json",
+        data_prefix=dict(img="train/"),
+        pipeline=[dict(type="LoadImageFromFile")],
+    )
+    stock = DATASETS.build(configs[0])
+    assert "mask" in stock.dataset.get_data_info(0)["instances"][0]
+    sample = stock[(0, 1)]
+    assert sample["inputs"]["student"].shape == (3, 32, 32)
+    assert "masks" not in sample["data_samples"]["student"].gt_instances

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import logging
+
+import pytest
+from mmdet.registry import DATASETS
+
+from mal_mmdet.labeling import read_coco
+
+
+def build(path, **options):
+    return DATASETS.build(
+        dict(type="CocoBoxDataset", ann_file=str(path), data_prefix=dict(img="imgs"), **options)
+    )
+
+
+def test_keeps_ids_places_and_classes_and_reads_no_mask(demo):
+    truth = read_coco(demo / "instances_train.json")
+    dataset = build(demo / "instances_train.json")
+    assert dataset.metainfo["classes"] == tuple(c["name"] for c in truth["categories"])
+    instances = [i for k in range(len(dataset)) for i in dataset.get_data_info(k)["instances"]]
+    assert len(instances) == len(truth["annotations"])
+    for instance in instances:
+        ann = truth["annotations"][instance["ann_index"]]
+        x, y, w, h = ann["bbox"]
+        assert instance["ann_id"] == ann["id"]
+        assert instance["bbox"] == [x, y, x + w, y + h]
+        assert instance["bbox_label"] == ann["category_id"] - 1
+        assert set(instance) == {"bbox", "bbox_label", "ignore_flag", "ann_id", "ann_index"}
+    assert dataset.get_data_info(0)["img_path"] == "imgs/00001.jpg"
+
+
+def test_says_which_annotations_it_leaves_out(demo, tmp_path, monkeypatch):
+    coco = read_coco(demo / "boxes_train.json")
+    coco["annotations"][2]["bbox"][2] = -3.0
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(coco))
+    messages = []
+    monkeypatch.setattr(
+        "mal_mmdet.datasets.coco_box_dataset.print_log",
+        lambda text, logger, level: messages.append((level, text)),
+    )
+    dataset = build(path)
+    ((level, text),) = messages
+    assert level == logging.WARNING
+    assert f"annotation {coco['annotations'][2]['id']} (annotations[2]): bbox" in text
+    assert "1 of" in text and str(path) in text
+    kept = sum(len(dataset.get_data_info(k)["instances"]) for k in range(len(dataset)))
+    assert kept == len(coco["annotations"]) - 1
+
+
+def test_missing_file_and_wrong_structure(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no\.json does not exist"):
+        build(tmp_path / "no.json")
+    (tmp_path / "list.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"list\.json has no list 'images'"):
+        build(tmp_path / "list.json")
