@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+from .data_preprocessor import CropDataPreprocessor
+from .decoders import AttentionDecoder
+from .losses import CRFLoss, MILLoss
+from .mask_auto_labeler import MaskAutoLabeler
+from .mask_network import MaskNetwork
+
+__all__ = [
+    "AttentionDecoder",
+    "CRFLoss",
+    "CropDataPreprocessor",
+    "MILLoss",
+    "MaskAutoLabeler",
+    "MaskNetwork",
+]

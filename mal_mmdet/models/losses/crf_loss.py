@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+
+from .dice import dice_distance
+from .mean_field import mean_field
+
+
+@MODELS.register_module()
+class CRFLoss(nn.Module):
+    """Pulls the student towards the mean-field mask of student and teacher (paper, Sec. 3.4).
+
+    Args:
+        loss_weight: Weight of this loss.
+        warmup_iters: Iterations of the first epoch over which the weight rises from 0.
+        zeta: Colour bandwidth ζ of the pairwise weights.
+        omega: Strength ω of the pairwise weights (2 in the paper's text, 1 in its system).
+        kernel_size: Side of the neighbourhood.
+        num_steps: Mean-field steps.
+    """
+
+    def __init__(
+        self,
+        loss_weight: float = 0.5,
+        warmup_iters: int = 4000,
+        zeta: float = 0.1,
+        omega: float = 1.0,
+        kernel_size: int = 3,
+        num_steps: int = 100,
+    ) -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+        self.warmup_iters = warmup_iters
+        self.mean_field_cfg = dict(
+            zeta=zeta, omega=omega, kernel_size=kernel_size, num_steps=num_steps
+        )
+
+    def forward(
+        self, probs: Tensor, teacher_probs: Tensor, box_masks: Tensor, images: Tensor
+    ) -> Tensor:
+        """The weighted loss, averaged over the batch.
+
+        Args:
+            probs: Mask probabilities of the student, shape (B, h, w).
+            teacher_probs: Those of the teacher, shape (B, h, w).
+            box_masks: Box masks t at mask resolution, shape (B, h, w).
+            images: Normalised student view at mask resolution, shape (B, 3, h, w).
+        """
+        average = (probs.detach() + teacher_probs) / 2
+        masks = mean_field(average, box_masks, images, **self.mean_field_cfg)
+        return self.loss_weight * dice_distance(probs, masks.to(probs)).mean()

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+import torch
+
+from mal_mmdet.models import CRFLoss, MILLoss
+from mal_mmdet.models.losses import dice_distance
+
+
+def naive_dice(a, b):
+    a, b = a.flatten().tolist(), b.flatten().tolist()
+    overlap = sum(p * q for p, q in zip(a, b))
+    return 1 - 2 * overlap / (sum(p * p for p in a) + 1e-3 + sum(q * q for q in b) + 1e-3)
+
+
+def example():
+    probs = torch.rand(3, 6, 8, dtype=torch.float64)
+    box = torch.zeros(3, 6, 8, dtype=torch.float64)
+    box[:, 1:4, 2:7] = 1
+    box[:, 4, 2:7] = 0.25
+    return probs, box
+
+
+def test_dice_distance():
+    a, b = example()
+    found = dice_distance(a, b)
+    for i in range(3):
+        assert abs(found[i].item() - naive_dice(a[i], b[i])) < 1e-12
+
+
+def test_mil_loss_against_bags():
+    probs, box = example()
+    total = 0.0
+    for p, t in zip(probs, box):
+        rows = [max(row) for row in p.tolist()], [max(row) for row in t.tolist()]
+        columns = [max(c) for c in p.T.tolist()], [max(c) for c in t.T.tolist()]
+        total += naive_dice(*map(torch.tensor, rows)) + naive_dice(*map(torch.tensor, columns))
+    found = MILLoss(loss_weight=4.0)(probs, box)
+    assert abs(found.item() - 4 * total / 3) < 1e-6
+
+
+def test_mil_loss_is_least_for_masks_that_touch_all_four_sides():
+    _, box = example()
+    box = (box == 1).double()
+    diamond = torch.zeros_like(box)
+    for row, column in ((1, 4), (2, 2), (2, 3), (2, 5), (2, 6), (3, 4)):
+        diamond[:, row, column] = 1
+    loss = MILLoss()
+    assert loss(diamond, box) < 0.01
+    diamond[:, 1, 4] = 0  # no longer touches the top
+    assert loss(diamond, box) > 0.1
+
+
+def test_crf_loss_is_dice_to_the_mean_field_of_the_average(monkeypatch):
+    probs, box = example()
+    teacher = torch.rand_like(probs)
+    target = torch.rand_like(probs) > 0.5
+    seen = {}
+
+    def fake(average, box_masks, images, **options):
+        seen.update(average=average, options=options)
+        return target
+
+    monkeypatch.setattr("mal_mmdet.models.losses.crf_loss.mean_field", fake)
+    loss = CRFLoss(loss_weight=0.5, zeta=0.2, omega=2.0, kernel_size=5, num_steps=7)
+    probs.requires_grad_()
+    found = loss(probs, teacher, box, torch.zeros(3, 3, 6, 8))
+    expected = sum(naive_dice(p, t) for p, t in zip(probs.detach(), target.double())) / 3
+    assert abs(found.item() - 0.5 * expected) < 1e-6
+    torch.testing.assert_close(seen["average"], (probs.detach() + teacher) / 2)
+    assert not seen["average"].requires_grad
+    assert seen["options"] == dict(zeta=0.2, omega=2.0, kernel_size=5, num_steps=7)
+    found.backward()
+    assert probs.grad.abs().sum() > 0

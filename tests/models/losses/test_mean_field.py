@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+
+import pytest
+import skimage.data
+import torch
+import torch.nn.functional as F
+
+from mal_mmdet.models.losses import mean_field, pairwise_weights
+
+
+def naive_weights(images, zeta, omega, k):
+    """K as a dense matrix over the pixels of each crop, pixel by pixel."""
+    batch, _, height, width = images.shape
+    matrix = torch.zeros(batch, height * width, height * width, dtype=images.dtype)
+    r = k // 2
+    for b in range(batch):
+        for y in range(height):
+            for x in range(width):
+                for ny in range(max(y - r, 0), min(y + r + 1, height)):
+                    for nx in range(max(x - r, 0), min(x + r + 1, width)):
+                        distance = (images[b, :, y, x] - images[b, :, ny, nx]).square().sum()
+                        weight = omega * math.exp(-distance / (2 * zeta**2))
+                        same = ny == y and nx == x
+                        matrix[b, y * width + x, ny * width + nx] = 1 if same else weight
+    return matrix
+
+
+def naive_mean_field(probs, box, images, zeta, omega, k, steps, eps):
+    """The method as stated: both labels, a dense K, ``eps`` in the denominator."""
+    matrix = naive_weights(images, zeta, omega, k)
+    t = box.flatten(1)
+    x = (probs * box).flatten(1).clamp(0.1, 0.9)
+    for _ in range(steps):
+        a1 = torch.exp((matrix @ x.log()[..., None])[..., 0]) * t
+        a0 = torch.exp((matrix @ (1 - x).log()[..., None])[..., 0])
+        x = (a1 / (a0 + a1 + eps)).clamp(0.1, 0.9)
+    return (x > 0.5).view_as(probs)
+
+
+def example(smooth=True, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(2, 3, 9, 11, generator=generator, dtype=dtype) * 0.2
+    if smooth:
+        images[:, :, :, 5:] += 1.0  # an edge for the field to stop at
+    probs = torch.rand(2, 9, 11, generator=generator, dtype=dtype)
+    probs[..., :5] = (probs[..., :5] + 0.45).clamp(max=1)  # mostly foreground left of the edge
+    box = torch.zeros(2, 9, 11, dtype=dtype)
+    box[0, 1:8, 0:9] = 1
+    box[1, 0:7, 1:10] = 1
+    box[:, 2] *= 0.4  # fractions, as on the border of a shrunk box
+    return probs, box, images
+
+
+@pytest.mark.parametrize("zeta", [0.1, 0.3, 1.0])
+@pytest.mark.parametrize("omega, k", [(1.0, 3), (2.0, 3), (1.0, 5)])
+@pytest.mark.parametrize("steps", [1, 7, 40])
+def test_equals_the_stated_method(zeta, omega, k, steps):
+    probs, box, images = example()
+    expected = naive_mean_field(probs, box, images, zeta, omega, k, steps, eps=0)
+    found = mean_field(probs, box, images, zeta, omega, k, steps)
+    assert found.dtype == torch.bool
+    assert torch.equal(found, expected)
+    assert 0 < found.sum() < found.numel()
+
+
+@pytest.mark.parametrize("zeta", [0.1, 0.3])
+def test_the_small_term_left_out_decides_hardly_a_pixel_of_a_photograph(zeta):
+    photo = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1)[None].float()
+    mean, std = torch.tensor([123.7, 116.3, 103.5]), torch.tensor([58.4, 57.1, 57.4])
+    photo = (photo - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    images = F.interpolate(photo, (40, 40), mode="bilinear").double()
+    probs = F.interpolate(torch.rand(1, 1, 8, 8), (40, 40), mode="bilinear")[:, 0].double()
+    box = torch.zeros_like(probs)
+    box[:, 6:35, 5:33] = 1
+    expected = naive_mean_field(probs, box, images, zeta, 1.0, 3, 100, eps=1e-6)
+    found = mean_field(probs, box, images, zeta)
+    assert (found == expected).float().mean() >= 0.999
+
+
+def test_pairwise_weights_against_the_dense_matrix():
+    _, _, images = example()
+    matrix = naive_weights(images, 0.3, 2.0, 3)
+    weights = pairwise_weights(images, 0.3, 2.0, 3)
+    assert weights.shape == (9, 2, 9, 11)
+    for j, (dy, dx) in enumerate((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)):
+        for y, x in ((1, 1), (4, 5), (7, 9), (3, 4)):
+            expected = matrix[:, y * 11 + x, (y + dy) * 11 + x + dx]
+            torch.testing.assert_close(weights[j, :, y, x], expected)
+
+
+def test_fills_a_uniform_region_and_stops_at_its_edge():
+    """Two flat regions: the seed spreads over its own region and no further."""
+    images = torch.zeros(1, 3, 12, 12)
+    images[..., 6:] = 1.0
+    box = torch.ones(1, 12, 12)
+    probs = torch.full((1, 12, 12), 0.45)
+    probs[..., :6] = 0.55
+    probs[0, 3, 2] = 0.2  # noise on either side
+    probs[0, 8, 9] = 0.8
+    masks = mean_field(probs, box, images)
+    assert masks[..., :6].all() and not masks[..., 6:].any()
+
+
+def test_nothing_outside_the_box():
+    probs, box, images = example()
+    assert not mean_field(torch.ones_like(probs), box, images)[box == 0].any()
+
+
+def test_stopping_at_the_fixed_point_changes_nothing():
+    probs, box, images = example(dtype=torch.float32)
+    long = mean_field(probs, box, images, num_steps=100)
+    longer = mean_field(probs, box, images, num_steps=1000)
+    assert torch.equal(long, longer)
+
+
+def test_even_kernel_is_refused():
+    with pytest.raises(ValueError, match=r"kernel_size is 4.*odd"):
+        pairwise_weights(torch.zeros(1, 3, 4, 4), kernel_size=4)

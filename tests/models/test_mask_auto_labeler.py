@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.logging import MessageHub
+from mmengine.structures import InstanceData
+
+from mal_mmdet.models.mask_auto_labeler import warmup_factor
+from tests.conftest import tiny_config
+
+SIZE = 32
+
+
+@pytest.fixture
+def model(demo, tmp_path):
+    model = MODELS.build(tiny_config(demo, tmp_path).model)
+    model.init_weights()
+    return model
+
+
+def training_batch(number=3):
+    inputs = {view: torch.randn(number, 3, SIZE, SIZE) for view in ("student", "teacher")}
+    samples = []
+    for i in range(number):
+        box = torch.tensor([[4.0 + i, 6.0, 25.0, 28.0 - i]])
+        instances = InstanceData(bboxes=box, areas=torch.tensor([(10.0 + 60 * i) ** 2]))
+        samples.append(DetDataSample(gt_instances=instances))
+    return inputs, samples
+
+
+def image_sample(boxes, crops, shape=(50, 60)):
+    boxes, crops = torch.tensor(boxes, dtype=torch.float32), torch.tensor(crops)
+    instances = InstanceData(
+        ori_bboxes=boxes,
+        crop_bboxes=crops,
+        areas=(boxes[:, 2:] - boxes[:, :2]).prod(1),
+        labels=torch.zeros(len(boxes), dtype=torch.int64),
+    )
+    return DetDataSample(gt_instances=instances, metainfo=dict(ori_shape=shape))
+
+
+def test_teacher_starts_as_the_student_and_has_no_gradient(model):
+    for s, t in zip(model.student.parameters(), model.teacher.parameters()):
+        assert torch.equal(s, t) and s is not t and not t.requires_grad
+    model.train()
+    assert model.student.training and not model.teacher.training
+    inputs, samples = training_batch()
+    sum(model(inputs, samples, mode="loss").values()).backward()
+    assert all(p.grad is None for p in model.teacher.parameters())
+    assert any(p.grad.abs().sum() > 0 for p in model.student.parameters())
+
+
+def test_loss_wires_views_boxes_and_both_losses(model, monkeypatch):
+    """The loss functions get: p of the student view, pᵗ of the teacher view, t, the image."""
+    inputs, samples = training_batch()
+    areas = torch.cat([s.gt_instances.areas for s in samples])
+    seen = {}
+    monkeypatch.setattr(model.mil_loss, "forward", lambda *a: seen.update(mil=a) or a[0].sum())
+    monkeypatch.setattr(model.crf_loss, "forward", lambda *a: seen.update(crf=a) or a[0].sum())
+    with torch.no_grad():
+        model.teacher.decoder.instance_head[0].bias += 1  # no longer equal to the student
+    losses = model(inputs, samples, mode="loss")
+    assert set(losses) == {"loss_mil", "loss_crf"}
+    probs, teacher_probs, targets, images = seen["crf"]
+    torch.testing.assert_close(probs, model.student(inputs["student"], areas).sigmoid())
+    torch.testing.assert_close(teacher_probs, model.teacher(inputs["teacher"], areas).sigmoid())
+    assert torch.equal(seen["mil"][0], probs) and torch.equal(seen["mil"][1], targets)
+    assert probs.shape == targets.shape == (3, 16, 16)
+    torch.testing.assert_close(images, F.avg_pool2d(inputs["student"], 2))
+    # Box of the first crop, at half resolution: columns 2 … 12.5, rows 3 … 14.
+    assert targets[0, 5, 2] == 1 and targets[0, 5, 12] == 0.5 and targets[0, 5, 1] == 0
+    assert targets[0, 3, 5] == 1 and targets[0, 13, 5] == 1 and targets[0, 14, 5] == 0
+
+
+def test_losses_stay_float32_under_amp(model):
+    inputs, samples = training_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(inputs, samples, mode="loss")
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize("epoch, iteration, expected", [(0, 0, 0), (0, 25, 0.25), (0, 200, 1)])
+def test_warmup_rises_in_the_first_epoch(epoch, iteration, expected):
+    hub = MessageHub.get_instance(f"warmup-{iteration}")
+    hub.update_info("epoch", epoch)
+    hub.update_info("iter", iteration)
+    assert warmup_factor(100) == expected
+    hub.update_info("epoch", 1)
+    assert warmup_factor(100) == 1
+    hub.update_info("epoch", 0)
+    assert warmup_factor(0) == 1
+
+
+def test_predict_puts_masks_into_the_image_frame(model, monkeypatch):
+    """Logits that say "left half of the crop" become the left half of each expanded box."""
+    logits = torch.full((2, 16, 16), -9.0)
+    logits[:, :, :8] = 9.0
+    monkeypatch.setattr(model, "mask_logits", lambda crops, areas: logits[: len(crops)])
+    boxes, crops = [[10, 10, 30, 40], [-5, 20, 15, 60]], [[8, 6, 32, 44], [-8, 14, 18, 66]]
+    sample = image_sample(boxes, crops)
+    (result,) = model(torch.zeros(2, 3, SIZE, SIZE), [sample], mode="predict")
+    pred = result.pred_instances
+    assert pred.masks.shape == (2, 50, 60) and pred.masks.dtype == torch.bool
+    expected = torch.zeros(2, 50, 60, dtype=torch.bool)
+    expected[0, 10:40, 10:20] = True  # the middle of [8, 32] is 20
+    expected[1, 20:50, 0:5] = True  # the middle of [−8, 18] is 5; clipped to the image
+    # The halves meet in one blurred column.
+    assert (pred.masks ^ expected).sum((1, 2)).tolist() <= [30, 30]
+    assert (pred.scores > 0.9).all()
+    torch.testing.assert_close(pred.bboxes, torch.tensor(boxes, dtype=torch.float32))
+
+
+def test_predict_of_images_without_boxes(model):
+    empty = image_sample([[0, 0, 1, 1]], [[0, 0, 1, 1]])
+    empty.gt_instances = empty.gt_instances[:0]
+    full = image_sample([[10, 10, 30, 40]], [[8, 6, 32, 44]])
+    results = model(torch.randn(1, 3, SIZE, SIZE), [empty, full], mode="predict")
+    assert [len(r.pred_instances) for r in results] == [0, 1]
+    assert [len(r.pred_instances) for r in model(torch.zeros(0, 3, 0, 0), [empty], "predict")] == [
+        0
+    ]
+
+
+def test_label_sources_flip_and_batches(model):
+    with torch.no_grad():
+        for p in model.teacher.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    crops, areas = torch.randn(3, 3, SIZE, SIZE), torch.tensor([100.0, 3000.0, 1e5])
+    student, teacher = model.student(crops, areas), model.teacher(crops, areas)
+    assert torch.equal(model.mask_logits(crops, areas), student)
+    model.label_source = "teacher"
+    assert torch.equal(model.mask_logits(crops, areas), teacher)
+    model.label_source = "both"
+    torch.testing.assert_close(model.mask_logits(crops, areas), (student + teacher) / 2)
+    model.label_source, model.flip_test = "student", True
+    mirrored = model.student(crops.flip(3), areas).flip(2)
+    torch.testing.assert_close(model.mask_logits(crops, areas), (student + mirrored) / 2)
+    assert not torch.allclose(student, mirrored)
+
+
+def test_unknown_options_are_named():
+    with pytest.raises(ValueError, match=r"'pupil'.*student"):
+        MODELS.build(
+            dict(
+                type="MaskAutoLabeler",
+                network={},
+                mil_loss={},
+                crf_loss={},
+                data_preprocessor=dict(type="CropDataPreprocessor", mean=[0], std=[1]),
+                label_source="pupil",
+            )
+        )
+
+
+def test_mae_weights_load_from_a_file_of_its_layout(tmp_path):
+    """init_cfg of the main config: keys under ``backbone.``, positions for 224 pixels."""
+    arch = dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16)
+    backbone = dict(type="mmpretrain.VisionTransformer", arch=arch, patch_size=16)
+    mae = MODELS.build(dict(**backbone, img_size=224, out_type="featmap"))
+    state = {f"backbone.{k}": torch.randn_like(v) for k, v in mae.state_dict().items()}
+    state["neck.decoder_pred.weight"] = torch.zeros(3)
+    torch.save(dict(state_dict=state), tmp_path / "mae.pth")
+
+    init = dict(type="Pretrained", checkpoint=str(tmp_path / "mae.pth"), prefix="backbone.")
+    network = dict(
+        type="MaskNetwork",
+        backbone=dict(**backbone, img_size=64, out_type="featmap", init_cfg=init),
+        decoder=dict(type="AttentionDecoder", in_channels=16, channels=8),
+    )
+    network = MODELS.build(network)
+    network.init_weights()
+    loaded = network.backbone.state_dict()
+    for key, value in loaded.items():
+        if key != "pos_embed":
+            assert torch.equal(value, state[f"backbone.{key}"]), key
+    grid = state["backbone.pos_embed"][:, 1:].view(1, 14, 14, 16).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, (4, 4), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(loaded["pos_embed"][:, 1:], grid.flatten(2).transpose(1, 2))
