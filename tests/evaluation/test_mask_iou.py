@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import math
+
+import numpy as np
+import pytest
+
+from mal_mmdet.evaluation import MaskIoUMetric, evaluate_label_files, evaluate_masks, mean_ious
+from mal_mmdet.labeling import encode_mask
+
+HEIGHT, WIDTH = 120, 140
+
+
+def rectangle(x, y, w, h):
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[y : y + h, x : x + w] = True
+    return mask
+
+
+def truth(specs):
+    """(category, rectangle) for each annotation; the third is a polygon, the last a crowd."""
+    annotations = []
+    for i, (category, (x, y, w, h)) in enumerate(specs):
+        segmentation = encode_mask(rectangle(x, y, w, h))
+        if i == 2:
+            segmentation = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        annotations.append(
+            dict(
+                id=100 + i,
+                image_id=1,
+                category_id=category,
+                bbox=[x, y, w, h],
+                area=w * h,
+                iscrowd=int(i == len(specs) - 1),
+                segmentation=segmentation,
+            )
+        )
+    image = dict(id=1, file_name="a.jpg", width=WIDTH, height=HEIGHT)
+    return dict(images=[image], annotations=annotations, categories=[])
+
+
+SPECS = [(1, (0, 0, 20, 20)), (1, (10, 10, 50, 50)), (2, (5, 5, 100, 110)), (2, (0, 0, 9, 9))]
+
+
+def test_against_arrays():
+    data = truth(SPECS)
+    guesses = [(0, 0, 20, 10), (20, 10, 50, 50), (5, 5, 100, 110)]
+    masks = {100 + i: encode_mask(rectangle(*guess)) for i, guess in enumerate(guesses)}
+    ious = []
+    for (_, spec), guess in zip(SPECS, guesses):
+        a, b = rectangle(*spec), rectangle(*guess)
+        ious.append((a & b).sum() / (a | b).sum())
+    found = evaluate_masks(masks, data)
+    assert found["num"] == 3 and found["num_missing"] == 0
+    assert found["miou"] == pytest.approx(np.mean(ious))
+    assert found["miou_category"] == pytest.approx(np.mean([np.mean(ious[:2]), ious[2]]))
+    for size, iou in zip(("small", "medium", "large"), ious):
+        assert found[f"miou_{size}"] == pytest.approx(iou) and found[f"num_{size}"] == 1
+
+
+def test_a_missing_mask_counts_as_zero():
+    data = truth(SPECS)
+    found = evaluate_masks({100: data["annotations"][0]["segmentation"]}, data)
+    assert found["miou"] == pytest.approx(1 / 3) and found["num_missing"] == 2
+
+
+def test_no_instances_of_a_size_is_nan_not_zero():
+    found = mean_ious(np.array([0.5]), np.array([1]), np.array([10.0]))
+    assert found["miou_small"] == 0.5 and math.isnan(found["miou_large"])
+
+
+def test_truth_without_masks_is_refused():
+    data = truth(SPECS)
+    del data["annotations"][1]["segmentation"]
+    with pytest.raises(ValueError, match="annotation 101 of the ground truth has no mask"):
+        evaluate_masks({}, data)
+
+
+def test_metric_and_files_agree(tmp_path):
+    data = truth(SPECS)
+    (tmp_path / "truth.json").write_text(json.dumps(data))
+    masks = np.stack([rectangle(0, 0, 20, 10), rectangle(20, 10, 50, 50)])
+    import torch
+
+    metric = MaskIoUMetric(str(tmp_path / "truth.json"))
+    sample = dict(pred_instances=dict(masks=torch.from_numpy(masks), ann_ids=[100, 101]))
+    metric.process({}, [sample])
+    found = metric.evaluate(1)
+    pred = json.loads(json.dumps(data))
+    pred["annotations"] = pred["annotations"][:2]
+    for ann, mask in zip(pred["annotations"], masks):
+        ann["segmentation"] = encode_mask(mask)
+    (tmp_path / "pred.json").write_text(json.dumps(pred))
+    figures = evaluate_label_files(tmp_path / "pred.json", tmp_path / "truth.json")
+    assert found["mask/miou"] == figures["miou"] == pytest.approx((0.5 + 2000 / 3000) / 3)
