@@ -1,0 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+from .labeling import generate_labels
+from .launch import add_runner_arguments, load_config
+
+__all__ = ["add_runner_arguments", "generate_labels", "load_config"]

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+
+def generate_labels(
+    cfg: Config,
+    checkpoint: str | Path,
+    ann_file: str | Path,
+    img_dir: str | Path,
+    out_file: str | Path,
+    label_source: str | None = None,
+    flip_test: bool | None = None,
+    thresholds: Sequence[float] | None = None,
+) -> int:
+    """Labels the boxes of a COCO file through the runner's test loop.
+
+    Args:
+        cfg: Config of a trained :class:`MaskAutoLabeler`.
+        checkpoint: Its weights.
+        ann_file: COCO file with the boxes.
+        img_dir: Folder that the file's ``file_name``s are relative to.
+        out_file: COCO file to write; a report stands beside it, see :class:`LabelWriter`.
+        label_source, flip_test, thresholds: Override the model's, see
+            :class:`MaskAutoLabeler`.
+
+    Returns:
+        Number of annotations that could not be labeled.
+    """
+    cfg = cfg.copy()
+    options = dict(label_source=label_source, flip_test=flip_test, thresholds=thresholds)
+    cfg.model.update({key: value for key, value in options.items() if value is not None})
+    cfg.load_from = str(checkpoint)
+    cfg.test_dataloader.dataset.dataset.update(
+        type="CocoBoxDataset",
+        data_root="",
+        ann_file=str(ann_file),
+        data_prefix=dict(img=str(img_dir)),
+    )
+    cfg.test_evaluator = dict(type="LabelWriter", ann_file=str(ann_file), out_file=str(out_file))
+    cfg.custom_hooks = [dict(type="LabelProgressHook")]
+    return Runner.from_cfg(cfg).test()["labels/failed"]

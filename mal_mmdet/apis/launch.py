@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the command-line tools share: arguments, configs and launchers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+
+
+def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that mmdet's tools have in common."""
+    parser.add_argument("--work-dir", help="folder for logs and results")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help='settings that override the config\'s, as key=value; lists as key="[a,b]"',
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Reads a config and applies the arguments of :func:`add_runner_arguments`.
+
+    On a machine without a GPU the launcher ``pytorch`` starts gloo processes here, since
+    MMEngine's own start asks for a GPU.
+    """
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir:
+        cfg.work_dir = args.work_dir
+    cfg.setdefault("work_dir", str(Path("work_dirs") / Path(args.config).stem))
+    if args.launcher == "pytorch" and not torch.cuda.is_available():
+        torch.distributed.init_process_group("gloo")
+        cfg.model_wrapper_cfg = dict(
+            type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
+        )
+    return cfg

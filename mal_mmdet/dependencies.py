@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+
+# Import name → (oldest version that works, what to install); mmengine stands first, since its
+# version comparison serves the others.
+REQUIRED = {
+    "torch": (None, "torch torchvision"),
+    "mmengine": ("0.10.12", "onedl-mmengine"),
+    "mmcv": ("2.3.0", "onedl-mmcv"),
+    "mmdet": ("3.5.0", "onedl-mmdetection"),
+    "mmpretrain": ("1.3.5", "onedl-mmpretrain"),
+    "pycocotools": (None, "pycocotools"),
+}
+
+
+def check_dependencies(required: Mapping[str, tuple[str | None, str]] = REQUIRED) -> None:
+    """Imports the packages that everything else stands on and compares their versions.
+
+    Raises:
+        ImportError: One is missing, broken or too old; says what to install.
+    """
+    for name, (oldest, package) in required.items():
+        try:
+            module = import_module(name)
+        except ImportError as error:
+            raise ImportError(
+                f"mal_mmdet needs {name}, which cannot be imported ({error}); install it with "
+                f"`pip install {package}`, or everything with `bash tools/quickstart.sh`"
+            ) from error
+        if oldest is None:
+            continue
+        from mmengine.utils import digit_version
+
+        if digit_version(module.__version__) < digit_version(oldest):
+            raise ImportError(
+                f"mal_mmdet needs {name} {oldest} or newer, but {module.__version__} is "
+                f"installed; update it with `pip install --upgrade {package}`"
+            )

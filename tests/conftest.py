@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.utils import register_all_modules
+from mmengine.config import Config
+
+import mal_mmdet  # noqa: F401
+from mal_mmdet.datasets.demo_dataset import make_demo_dataset
+
+ROOT = Path(__file__).parents[1]
+
+
+register_all_modules(init_default_scope=True)
+
+
+@pytest.fixture(autouse=True)
+def _scope_and_seed():
+    register_all_modules(init_default_scope=True)  # a runner in a test changes the scope
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    """A demo data set of 8 training and 4 validation images."""
+    out = tmp_path_factory.mktemp("demo")
+    make_demo_dataset(out, seed=3, num_train=8, num_val=4)
+    return out
+
+
+def tiny_config(demo: Path, work_dir: Path, **options) -> Config:
+    """The demo config with a network of a few thousand weights, on the CPU."""
+    cfg = Config.fromfile(ROOT / "configs/mal/mal_vit-demo_1xb16_demo.py")
+    arch = dict(embed_dims=32, num_layers=1, num_heads=2, feedforward_channels=32)
+    cfg.merge_from_dict(
+        {
+            "work_dir": str(work_dir),
+            "model.network.backbone.arch": arch,
+            "model.network.backbone.img_size": 32,
+            "model.network.decoder": dict(in_channels=32, channels=16),
+            "model.crf_loss.num_steps": 10,
+            "train_dataloader.batch_size": 4,
+            "train_dataloader.num_workers": 0,
+            "train_dataloader.persistent_workers": False,
+            "train_dataloader.dataset.pipeline.1.size": 32,
+            "train_dataloader.dataset.dataset.data_root": str(demo),
+            "test_dataloader.num_workers": 0,
+            "test_dataloader.dataset.pipeline.1.size": 32,
+            "test_dataloader.dataset.dataset.data_root": str(demo),
+            "test_evaluator.ann_file": str(demo / "instances_val.json"),
+            "train_cfg.max_epochs": 2,
+            "randomness": dict(seed=0),
+            "log_level": "WARNING",
+            **options,
+        }
+    )
+    return cfg

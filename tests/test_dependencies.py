@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from mal_mmdet.dependencies import check_dependencies
+
+
+def test_the_installed_packages_serve():
+    check_dependencies()
+
+
+def test_a_missing_package_is_named_with_its_remedy():
+    with pytest.raises(ImportError, match=r"needs no_such_package.*pip install some-name"):
+        check_dependencies(dict(no_such_package=(None, "some-name")))
+
+
+def test_an_old_package_is_named_with_both_versions():
+    import mmdet
+
+    with pytest.raises(ImportError, match=rf"mmdet 99\.0 or newer, but {mmdet.__version__}"):
+        check_dependencies(dict(mmdet=("99.0", "onedl-mmdetection")))
