@@ -1,0 +1,78 @@
+# One crop a box for training, one image with the crops of all its boxes for labeling.
+# Only files of boxes are read: make them with tools/dataset_converters/boxes_only.py.
+data_root = 'data/coco/'
+crop_size = 512
+
+train_pipeline = [
+    dict(type='RandomExpandBBox', margin=1.2),
+    dict(type='CropBBox', size=crop_size),
+    dict(type='RandomFlip', prob=0.5),
+    dict(
+        type='MultiBranch',
+        branch_field=['student', 'teacher'],
+        student=[
+            dict(
+                type='RandomApply',
+                prob=0.5,
+                transforms=dict(
+                    type='mmpretrain.ColorJitter',
+                    brightness=0.4,
+                    contrast=0.4,
+                    saturation=0.2,
+                    hue=0.1,
+                    backend='cv2')),
+            dict(
+                type='RandomGrayscale',
+                prob=0.2,
+                keep_channels=True,
+                channel_weights=(0.114, 0.587, 0.2989)),
+            dict(
+                type='mmpretrain.GaussianBlur',
+                prob=0.5,
+                magnitude_range=(0.1, 2.0),
+                magnitude_std='inf'),
+            dict(type='PackBoxCrop')
+        ],
+        teacher=[dict(type='PackBoxCrop')])
+]
+test_pipeline = [
+    dict(type='ExpandBBox', margin=0.3),
+    dict(type='CropBBox', size=crop_size),
+    dict(type='PackBoxCrop')
+]
+
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type='SeededSampler', shuffle=True),
+    dataset=dict(
+        type='BoxCropDataset',
+        min_area=2048,
+        min_side=2,
+        dataset=dict(
+            type='CocoBoxDataset',
+            data_root=data_root,
+            ann_file='annotations/boxes_train2017.json',
+            data_prefix=dict(img='train2017/'),
+            pipeline=[dict(type='LoadImageFromFile')]),
+        pipeline=train_pipeline))
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='BoxCropDataset',
+        group_by_image=True,
+        dataset=dict(
+            type='CocoBoxDataset',
+            data_root=data_root,
+            ann_file='annotations/boxes_val2017.json',
+            data_prefix=dict(img='val2017/'),
+            test_mode=True,
+            pipeline=[dict(type='LoadImageFromFile')]),
+        pipeline=test_pipeline))
+# Only `tools/test.py` reads human masks, to say how good the predicted ones are.
+test_evaluator = dict(
+    type='MaskIoUMetric',
+    ann_file=data_root + 'annotations/instances_val2017.json')

@@ -1,0 +1,6 @@
+# mmdet's runtime, with this package registered and the teacher following the student.
+_base_ = 'mmdet::_base_/default_runtime.py'
+
+custom_imports = dict(imports=['mal_mmdet'], allow_failed_imports=False)
+custom_hooks = [dict(type='MeanTeacherHook', momentum=0.004)]
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))

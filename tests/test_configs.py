@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every config builds; the paper's main run makes a step at its real size."""
+
+import pytest
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.structures import InstanceData
+
+from tests.conftest import ROOT
+
+MAL = sorted((ROOT / "configs/mal").glob("*.py"))
+DETECTORS = sorted((ROOT / "configs/mask_rcnn").glob("*.py"))
+MAIN = ROOT / "configs/mal/mal_vit-base-mae_8xb4-10e_coco.py"
+
+
+def names(paths):
+    return [path.stem for path in paths]
+
+
+@pytest.mark.parametrize("path", MAL + DETECTORS, ids=names(MAL + DETECTORS))
+def test_models_build(path):
+    model = MODELS.build(Config.fromfile(path).model)
+    assert sum(p.numel() for p in model.parameters()) > 1e5
+
+
+@pytest.mark.parametrize("path", MAL, ids=names(MAL))
+def test_phase_1_reads_boxes_only(path, demo):
+    cfg = Config.fromfile(path)
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        dataset = loader.dataset
+        assert dataset.dataset.type == "CocoBoxDataset"
+        assert "boxes" in dataset.dataset.ann_file
+        dataset.dataset.update(
+            data_root=str(demo), ann_file="boxes_train.json", data_prefix=dict(img="train")
+        )
+        size = dataset.pipeline[1].size
+        sample = DATASETS.build(dataset)[0]
+        inputs = sample["inputs"]
+        crop = inputs["student"] if isinstance(inputs, dict) else inputs[0]
+        assert crop.shape == (3, size, size)
+
+
+def test_the_main_run_is_the_papers():
+    cfg = Config.fromfile(MAIN)
+    assert cfg.optim_wrapper.type == "AmpOptimWrapper"
+    assert cfg.optim_wrapper.optimizer == dict(
+        type="AdamW", lr=1.5e-6 * 32, betas=(0.9, 0.9), eps=1e-8, weight_decay=5e-4
+    )
+    assert cfg.train_cfg.max_epochs == 10 and cfg.train_dataloader.batch_size == 4
+    assert cfg.model.network.backbone.init_cfg.checkpoint.startswith("https://")
+    model = MODELS.build(cfg.model)
+    assert (model.mil_loss.loss_weight, model.mil_loss.warmup_iters) == (4.0, 1000)
+    assert (model.crf_loss.loss_weight, model.crf_loss.warmup_iters) == (0.5, 4000)
+    assert model.crf_loss.mean_field_cfg == dict(zeta=0.1, omega=1, kernel_size=3, num_steps=100)
+
+
+def test_the_main_run_makes_a_step_at_its_real_size():
+    cfg = Config.fromfile(MAIN)
+    cfg.model.network.backbone.pop("init_cfg")
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    crops = torch.randint(0, 256, (1, 3, 512, 512), dtype=torch.uint8)
+    instances = InstanceData(
+        bboxes=torch.tensor([[100.0, 100, 400, 400]]), areas=torch.tensor([5000.0])
+    )
+    sample = DetDataSample(gt_instances=instances)
+    data = dict(
+        inputs=dict(student=[crops[0]], teacher=[crops[0]]), data_samples=dict(student=[sample])
+    )
+    data = model.data_preprocessor(data, training=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(**data, mode="loss")
+    sum(losses.values()).backward()
+    gradients = [p.grad for p in model.student.parameters()]
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    with torch.no_grad():
+        assert model.mask_logits(data["inputs"]["student"], instances.areas).shape == (1, 128, 128)
+
+
+def test_phase_2_differs_from_stock_by_its_label_file_alone():
+    stock = get_config("mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py")
+    ours = Config.fromfile(ROOT / "configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco-mal.py")
+    assert ours.train_dataloader.dataset.ann_file == "annotations/instances_train2017_mal.json"
+    ours.train_dataloader.dataset.ann_file = stock.train_dataloader.dataset.ann_file
+    assert without_scopes(ours.to_dict()) == without_scopes(stock.to_dict())
+
+
+def without_scopes(node):
+    """A config without the ``_scope_`` marks that a base from another package leaves."""
+    if isinstance(node, dict):
+        return {k: without_scopes(v) for k, v in node.items() if k != "_scope_"}
+    if isinstance(node, (list, tuple)):
+        return [without_scopes(v) for v in node]
+    return node
