@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command-line tools, as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import DATASETS, MODELS
+from PIL import Image
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+
+from mal_mmdet.labeling import read_coco, write_json
+from tests.conftest import ROOT, tiny_config
+
+
+def run(*command, code=0):
+    env = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    command = [sys.executable, ROOT / command[0], *command[1:]]
+    done = subprocess.run(
+        [str(c) for c in command], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == code, f"{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def trained(demo, tmp_path_factory):
+    """Config and checkpoint of a tiny network with random weights."""
+    folder = tmp_path_factory.mktemp("trained")
+    # Untrained probabilities lie around 0.5; a threshold there shows every change of them.
+    options = {"log_level": "INFO", "model.thresholds": 0.5}
+    cfg = tiny_config(demo, folder / "work", **options)
+    cfg.dump(folder / "config.py")
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    with torch.no_grad():
+        for p in model.teacher.parameters():
+            p.mul_(1.2)
+    torch.save(dict(state_dict=model.state_dict(), meta={}), folder / "mal.pth")
+    return folder / "config.py", folder / "mal.pth"
+
+
+def label(trained, ann_file, img_dir, out, *options, code=0):
+    files = ["--ann-file", ann_file, "--img-dir", img_dir, "--out", out]
+    return run("tools/generate_labels.py", *trained, *files, *options, code=code)
+
+
+def stock_dataset(ann_file, img_dir, classes):
+    """mmdet's own CocoDataset with its own mask loading."""
+    return DATASETS.build(
+        dict(
+            type="CocoDataset",
+            ann_file=str(ann_file),
+            data_prefix=dict(img=str(img_dir)),
+            metainfo=dict(classes=classes),
+            test_mode=True,
+            pipeline=[
+                dict(type="LoadImageFromFile"),
+                dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+                dict(type="PackDetInputs"),
+            ],
+        )
+    )
+
+
+def test_labels_keep_the_file_and_load_everywhere(trained, demo, tmp_path):
+    boxes = read_coco(demo / "boxes_val.json")
+    boxes["licenses"] = [dict(id=1, name="none")]
+    boxes["annotations"][0]["note"] = "kept: ünïcode"
+    boxes["annotations"].reverse()
+    write_json(tmp_path / "boxes.json", boxes)
+    out = tmp_path / "labels.json"
+    done = label(trained, tmp_path / "boxes.json", demo / "val", out)
+    assert f"labels: {out}" in done.stdout and "boxes/s" in done.stdout
+
+    labels = read_coco(out)
+    assert {k: v for k, v in labels.items() if k != "annotations"} == {
+        k: v for k, v in boxes.items() if k != "annotations"
+    }
+    for before, after in zip(boxes["annotations"], labels["annotations"], strict=True):
+        rle = after.pop("segmentation")
+        assert after.pop("area") == mask_utils.area(rle) > 0
+        before.pop("area")
+        assert before == after and list(before) == list(after)
+        mask = mask_utils.decode(rle)
+        x, y, w, h = (int(v) for v in before["bbox"])
+        assert mask.sum() == mask[y : y + h, x : x + w].sum()  # nothing outside the box
+    report = json.loads((tmp_path / "labels.json.report.json").read_text())
+    assert report == dict(labeled=len(boxes["annotations"]), failed=[])
+
+    coco = COCO(str(out))
+    classes = tuple(c["name"] for c in boxes["categories"])
+    dataset = stock_dataset(out, demo / "val", classes)
+    seen = 0
+    for i in range(len(dataset)):
+        instances = dataset[i]["data_samples"].gt_instances
+        anns = coco.imgToAnns[dataset.get_data_info(i)["img_id"]]
+        masks = np.stack([coco.annToMask(ann) for ann in anns])
+        np.testing.assert_array_equal(instances.masks.to_ndarray(), masks)
+        seen += len(anns)
+    assert seen == len(boxes["annotations"])
+
+
+def test_label_options_change_the_labels(trained, demo, tmp_path):
+    """Every option reaches the model; the same call gives the same bytes."""
+    files = {}
+    for name, options in {
+        "plain": [],
+        "again": [],
+        "teacher": ["--source", "teacher"],
+        "both": ["--source", "both"],
+        "flip": ["--flip"],
+        "threshold": ["--thresholds", "0.52"],
+        "three": ["--thresholds", "0.5", "0.52", "0.5"],
+    }.items():
+        out = tmp_path / f"{name}.json"
+        label(trained, demo / "boxes_val.json", demo / "val", out, *options)
+        files[name] = out.read_bytes()
+    assert files["plain"] == files["again"]
+    assert len({files[k] for k in ("plain", "teacher", "both", "flip", "threshold")}) == 5
+    # All boxes of the demo data but the largest are medium.
+    assert files["three"] != files["plain"]
+
+
+def test_two_thresholds_are_refused(trained, demo, tmp_path):
+    options = ["--thresholds", "0.1", "0.2"]
+    args = demo / "boxes_val.json", demo / "val", tmp_path / "out.json"
+    assert "one or three numbers, got 2" in label(trained, *args, *options, code=2).stderr
+
+
+def test_bad_input_is_reported_and_the_rest_labeled(trained, demo, tmp_path):
+    """Every kind of bad annotation at once, two bad images, and a crowd."""
+    boxes = read_coco(demo / "boxes_train.json")
+    template = dict(boxes["annotations"][0])
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (demo / "train").iterdir():
+        (images / path.name).write_bytes(path.read_bytes())
+    (images / "00002.jpg").unlink()
+    (images / "00003.jpg").write_bytes(b"\xff\xd8 cut off")
+    lost = [a["id"] for a in boxes["annotations"] if a["image_id"] in (2, 3)]
+    good = [a["id"] for a in boxes["annotations"] if a["image_id"] not in (2, 3)]
+    bad = {
+        9001: dict(bbox=[10, 10, 0, 10]),
+        9002: dict(bbox=[10, 10, -5, 10]),
+        9003: dict(bbox=[10, float("nan"), 5, 10]),
+        9004: dict(bbox=[500, 500, 5, 10]),
+        9005: dict(image_id=777),
+        9006: dict(category_id=55),
+    }
+    for ann_id, change in bad.items():
+        boxes["annotations"].append({**template, "id": ann_id, **change})
+    without_box = {k: v for k, v in template.items() if k != "bbox"}
+    boxes["annotations"].append({**without_box, "id": 9007})
+    crowd_boxes = [5.0, 6.0, 50.0, 40.0], [0.0, 0.0, 30.0, 30.0]
+    old_mask = dict(size=[192, 192], counts=[0, 900, 192 * 192 - 900])
+    boxes["annotations"] += [
+        {**template, "id": 9100, "bbox": crowd_boxes[0], "iscrowd": 1},
+        {**template, "id": 9101, "bbox": crowd_boxes[1], "iscrowd": 1, "segmentation": old_mask},
+    ]
+    tiny = {**template, "id": 9200, "bbox": [20.3, 20.6, 0.2, 1.1]}
+    over_the_edge = {**template, "id": 9201, "bbox": [170.0, -20.0, 60.0, 60.0]}
+    boxes["annotations"] += [tiny, over_the_edge]
+    write_json(tmp_path / "boxes.json", boxes)
+
+    out = tmp_path / "labels.json"
+    done = label(trained, tmp_path / "boxes.json", images, out, code=3)
+    expected = set(bad) | {9007} | set(lost)
+    assert f"{len(expected)} annotations could not be labeled" in done.stdout
+
+    report = json.loads((tmp_path / "labels.json.report.json").read_text())
+    problems = {entry["id"]: entry["problem"] for entry in report["failed"]}
+    assert set(problems) == expected
+    for ann_id, words in {
+        9001: "empty",
+        9002: "empty",
+        9003: "NaN",
+        9004: "outside",
+        9005: "777 is not in 'images'",
+        9006: "55 is not in 'categories'",
+        9007: "no 'bbox'",
+        lost[0]: "00002.jpg cannot be read",
+        lost[-1]: "00003.jpg cannot be read",
+    }.items():
+        assert words in problems[ann_id], ann_id
+    assert all(e["annotation"]["id"] == e["id"] for e in report["failed"])
+
+    labels = {a["id"]: a for a in read_coco(out)["annotations"]}
+    assert list(labels) == [*good, 9100, 9101, 9200, 9201]
+    assert all(mask_utils.area(labels[i]["segmentation"]) > 0 for i in (*good, 9200, 9201))
+    assert mask_utils.toBbox(labels[9100]["segmentation"]).tolist() == crowd_boxes[0]
+    assert labels[9101]["segmentation"] == old_mask
+
+    # Stock loading takes the crowds as instances to ignore.
+    classes = tuple(c["name"] for c in boxes["categories"])
+    first = stock_dataset(out, images, classes)[0]["data_samples"]
+    assert len(first.ignored_instances) == 2 and first.ignored_instances.masks.masks.any()
+
+
+def test_an_image_folder_that_does_not_exist(trained, demo, tmp_path):
+    out = tmp_path / "labels.json"
+    label(trained, demo / "boxes_val.json", tmp_path / "nowhere", out, code=3)
+    report = json.loads((tmp_path / "labels.json.report.json").read_text())
+    assert report["labeled"] == 0 and read_coco(out)["annotations"] == []
+
+
+def test_boxes_only_and_evaluate_labels(demo, tmp_path):
+    out = tmp_path / "boxes.json"
+    run("tools/dataset_converters/boxes_only.py", demo / "instances_val.json", out)
+    assert out.read_bytes() == (demo / "boxes_val.json").read_bytes()
+    truth = demo / "instances_val.json"
+    figures = tmp_path / "figures.json"
+    done = run("tools/evaluate_labels.py", truth, truth, "--out", figures)
+    assert "1.0000" in done.stdout
+    assert json.loads(figures.read_text())["miou"] == 1
+
+
+def test_test_tool_prints_mask_iou(trained, tmp_path):
+    done = run("tools/test.py", *trained, "--work-dir", tmp_path)
+    (metrics,) = tmp_path.glob("*/*.json")
+    miou = json.loads(metrics.read_text())["mask/miou"]
+    assert 0 < miou < 1 and f"mask/miou: {miou:.4f}" in done.stdout + done.stderr
+
+
+def test_test_tool_draws_predictions(trained, tmp_path):
+    run("tools/test.py", *trained, "--work-dir", tmp_path, "--show-dir", "drawn")
+    drawn = list(tmp_path.glob("*/drawn/*"))
+    assert len(drawn) == 4 and Image.open(drawn[0]).size[1] == 192
+
+
+def test_train_tool_takes_mmdets_arguments(trained, tmp_path):
+    options = ["--work-dir", tmp_path, "--auto-scale-lr", "--cfg-options", "train_cfg.max_epochs=1"]
+    run("tools/train.py", trained[0], *options)
+    assert (tmp_path / "epoch_1.pth").exists()
+    # Base batch size 32, batch 4: an eighth of the learning rate.
+    config = (tmp_path / "config.py").read_text()
+    assert "enable=True" in config
+    lr = torch.load(tmp_path / "epoch_1.pth", weights_only=False)["optimizer"]
+    assert lr["param_groups"][0]["initial_lr"] == pytest.approx(1e-3 / 8)
+    done = run("tools/train.py", trained[0], *options, "--resume")
+    assert "resumed epoch: 1" in done.stdout + done.stderr
+
+
+def test_draw_labels(demo, tmp_path):
+    truth, out = demo / "instances_val.json", tmp_path / "sheet.png"
+    run("tools/draw_labels.py", truth, truth, "--img-dir", demo / "val", "--out", out)
+    number = min(15, len(read_coco(truth)["annotations"]))
+    rows = -(-number // 3)
+    assert Image.open(out).size == (3 * (3 * 128 + 8), rows * (128 + 4))

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Phase 1 through MMEngine's runner: learning, resuming, and blindness to masks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from mal_mmdet.labeling import read_coco, write_json
+from tests.conftest import ROOT, tiny_config
+
+
+def train(cfg):
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    return runner
+
+
+def load(path):
+    return torch.load(path, weights_only=False)
+
+
+def assert_same(a, b, path=""):
+    """Same nested structure, equal tensors."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert list(a) == list(b), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+def test_a_few_steps_lower_the_loss_and_move_the_teacher_slowly(demo, tmp_path):
+    """On one batch that stays the same, with both losses at full weight."""
+    cfg = tiny_config(
+        demo,
+        tmp_path,
+        **{
+            "model.mil_loss.warmup_iters": 0,
+            "model.crf_loss.warmup_iters": 0,
+            "param_scheduler": [],
+            "train_cfg.max_epochs": 1,
+        },
+    )
+    runner = Runner.from_cfg(cfg)
+    model, dataset = runner.model, runner.build_dataloader(cfg.train_dataloader).dataset
+    model.init_weights()
+    samples = [dataset[(i, 0)] for i in range(8)]
+    batch = dict(
+        inputs={v: [s["inputs"][v] for s in samples] for v in ("student", "teacher")},
+        data_samples={"student": [s["data_samples"]["student"] for s in samples]},
+    )
+    optim = runner.build_optim_wrapper(cfg.optim_wrapper)
+    losses = [float(model.train_step(batch, optim)["loss"]) for _ in range(40)]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_teacher_is_the_moving_average_of_the_student(demo, tmp_path):
+    cfg = tiny_config(demo, tmp_path, **{"train_cfg.max_epochs": 1})
+    runner = Runner.from_cfg(cfg)
+    name = "decoder.instance_head.0.weight"
+    expected = []
+
+    def follow(runner, batch_idx, data_batch=None, outputs=None):
+        student = runner.model.student.get_parameter(name).detach().clone()
+        previous = expected[-1] if expected else initial
+        expected.append(0.996 * previous + 0.004 * student)
+
+    hook = next(h for h in runner.hooks if type(h).__name__ == "MeanTeacherHook")
+    original = hook.before_train
+
+    def before_train(runner):
+        original(runner)
+        nonlocal initial
+        initial = runner.model.student.get_parameter(name).detach().clone()
+
+    initial = None
+    hook.before_train = before_train
+    after = hook.after_train_iter
+
+    def after_train_iter(*args, **kwargs):
+        follow(*args, **kwargs)
+        after(*args, **kwargs)
+
+    hook.after_train_iter = after_train_iter
+    runner.train()
+    teacher = runner.model.teacher.get_parameter(name)
+    torch.testing.assert_close(teacher, expected[-1])
+    assert not torch.equal(teacher, initial)
+    assert not torch.allclose(teacher, runner.model.student.get_parameter(name))
+
+
+def test_resuming_equals_no_interruption(demo, tmp_path):
+    """Stopped after the first of three epochs and resumed: the same files in the end."""
+    options = {"train_cfg.max_epochs": 3}
+    train(tiny_config(demo, tmp_path / "whole", **options))
+
+    class Killed(Exception):
+        pass
+
+    runner = Runner.from_cfg(tiny_config(demo, tmp_path / "parts", **options))
+
+    def die(runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 9:  # in the middle of the second epoch
+            raise Killed
+
+    runner.hooks[-1].after_train_iter = die
+    with pytest.raises(Killed):
+        runner.train()
+    assert not (tmp_path / "parts/epoch_2.pth").exists()
+    # Whatever the random state is now, it must not matter.
+    torch.rand(17)
+    resumed = train(tiny_config(demo, tmp_path / "parts", resume=True, **options))
+    assert resumed.iter == 3 * len(resumed.train_dataloader)
+
+    whole, parts = (load(tmp_path / d / "epoch_3.pth") for d in ("whole", "parts"))
+    for key in ("state_dict", "optimizer", "param_schedulers"):
+        assert_same(whole[key], parts[key], key)
+    assert whole["meta"]["iter"] == parts["meta"]["iter"]
+    assert any(key.startswith("teacher.") for key in whole["state_dict"])
+
+
+def test_masks_in_the_annotation_file_change_nothing(demo, tmp_path):
+    """Trained from a file with masks, from one without, and from one with wrong masks."""
+    wrong = read_coco(demo / "instances_train.json")
+    for ann in wrong["annotations"]:
+        ann["segmentation"], ann["area"] = [[0, 0, 5, 0, 5, 5]], 3
+    write_json(tmp_path / "wrong.json", wrong)
+    weights = []
+    files = [demo / "boxes_train.json", demo / "instances_train.json", tmp_path / "wrong.json"]
+    for i, file in enumerate(files):
+        cfg = tiny_config(demo, tmp_path / str(i), **{"train_cfg.max_epochs": 1})
+        cfg.train_dataloader.dataset.dataset.ann_file = str(file)
+        weights.append(train(cfg).model.state_dict())
+    assert_same(weights[0], weights[1])
+    assert_same(weights[0], weights[2])
+
+
+def test_dist_train_runs_on_the_cpu(demo, tmp_path):
+    cfg = tiny_config(demo, tmp_path / "work", **{"train_cfg.max_epochs": 1, "log_level": "INFO"})
+    cfg.dump(tmp_path / "config.py")
+    env = os.environ | dict(
+        CUDA_VISIBLE_DEVICES="", PORT="29611", PATH=f"{Path(sys.executable).parent}:{os.defpath}"
+    )
+    command = ["bash", ROOT / "tools/dist_train.sh", tmp_path / "config.py", "2"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = load(tmp_path / "work/epoch_1.pth")
+    boxes = len(read_coco(demo / "boxes_train.json")["annotations"])
+    per_process = -(-boxes // 2)
+    assert saved["meta"]["iter"] == -(-per_process // 4)  # batches of 4
+    assert next(iter(saved["state_dict"])).startswith("student.")

@@ -1,0 +1,66 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a mask for every box of a COCO file.
+
+Exit code: 0 when every box was labeled, 3 when some could not be; <out>.report.json then lists
+them with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from mal_mmdet.apis import add_runner_arguments, generate_labels, load_config
+from mal_mmdet.labeling import report_path
+from mal_mmdet.models.mask_auto_labeler import LABEL_SOURCES
+
+SOME_FAILED = 3
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="config of a MaskAutoLabeler")
+    parser.add_argument("checkpoint", help="its trained weights")
+    parser.add_argument("--ann-file", required=True, help="COCO file with the boxes")
+    parser.add_argument("--img-dir", required=True, help="folder of the images")
+    parser.add_argument("--out", required=True, help="COCO file to write")
+    parser.add_argument("--source", choices=LABEL_SOURCES, help="whose masks (default: config)")
+    parser.add_argument("--flip", action="store_true", default=None, help="average with the flip")
+    parser.add_argument(
+        "--thresholds",
+        nargs="+",
+        type=float,
+        metavar="P",
+        help="one threshold, or three for small, medium and large boxes (default: config)",
+    )
+    add_runner_arguments(parser)
+    args = parser.parse_args()
+    if args.thresholds and len(args.thresholds) not in (1, 3):
+        parser.error(f"--thresholds takes one or three numbers, got {len(args.thresholds)}")
+    return args
+
+
+def main() -> int:
+    args = parse_args()
+    failed = generate_labels(
+        load_config(args),
+        args.checkpoint,
+        args.ann_file,
+        args.img_dir,
+        args.out,
+        label_source=args.source,
+        flip_test=args.flip,
+        thresholds=args.thresholds,
+    )
+    print(f"labels: {args.out}")
+    if failed:
+        print(f"{failed} annotations could not be labeled, see {report_path(args.out)}")
+        return SOME_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Tests a checkpoint: mask IoU of MAL's masks in phase 1, AP of a detector in phase 2."""
+
+from __future__ import annotations
+
+import argparse
+
+from mmdet.engine.hooks.utils import trigger_visualization_hook
+from mmdet.evaluation import DumpDetResults
+from mmengine.runner import Runner
+
+from mal_mmdet.apis import add_runner_arguments, load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument("--out", help="pickle file for the predictions")
+    parser.add_argument("--show", action="store_true", help="show the predictions in a window")
+    parser.add_argument("--show-dir", help="folder for drawn predictions, in the work dir")
+    parser.add_argument("--wait-time", type=float, default=2, help="seconds a window stays")
+    add_runner_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        cfg = trigger_visualization_hook(cfg, args)
+    runner = Runner.from_cfg(cfg)
+    if args.out:
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    runner.test()
+
+
+if __name__ == "__main__":
+    main()
