@@ -21,8 +21,10 @@ class CocoBoxDataset(BaseDetDataset):
     """
 
     def load_data_list(self) -> list[dict]:
-        """One entry an image; ``instances`` hold ``bbox`` (x0, y0, x1, y1), ``bbox_label``,
-        ``ignore_flag`` (crowd), ``ann_id`` and ``ann_index``, the place in the file.
+        """One entry an image that has boxes.
+
+        ``instances`` hold ``bbox`` (x0, y0, x1, y1), ``bbox_label``, ``ignore_flag`` (crowd),
+        ``ann_id`` and ``ann_index``, the place in the file.
 
         Raises:
             FileNotFoundError, ValueError: As :func:`mal_mmdet.labeling.read_coco`.
@@ -30,22 +32,25 @@ class CocoBoxDataset(BaseDetDataset):
         coco = read_coco(self.ann_file)
         self._metainfo["classes"] = tuple(c["name"] for c in coco["categories"])
         labels = {c["id"]: i for i, c in enumerate(coco["categories"])}
-        images = {
-            image["id"]: dict(
-                img_id=image["id"],
-                img_path=osp.join(self.data_prefix.get("img", ""), image["file_name"]),
-                height=image["height"],
-                width=image["width"],
-                instances=[],
-            )
-            for image in coco["images"]
-        }
+        infos = {image["id"]: image for image in coco["images"]}
+        images: dict = {}
         problems = find_problems(coco)
         for i, ann in enumerate(coco["annotations"]):
             if i in problems:
                 continue
+            info = infos[ann["image_id"]]
+            image = images.setdefault(
+                info["id"],
+                dict(
+                    img_id=info["id"],
+                    img_path=osp.join(self.data_prefix.get("img", ""), info["file_name"]),
+                    height=info["height"],
+                    width=info["width"],
+                    instances=[],
+                ),
+            )
             x, y, w, h = ann["bbox"]
-            images[ann["image_id"]]["instances"].append(
+            image["instances"].append(
                 dict(
                     bbox=[x, y, x + w, y + h],
                     bbox_label=labels[ann["category_id"]],
@@ -56,6 +61,8 @@ class CocoBoxDataset(BaseDetDataset):
             )
         if problems:
             self._warn(problems, coco["annotations"])
+        if not images:
+            self.serialize_data = False  # MMEngine cannot serialize an empty list
         return list(images.values())
 
     def _warn(self, problems: dict[int, str], annotations: list) -> None:

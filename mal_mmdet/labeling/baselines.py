@@ -12,7 +12,7 @@ from pycocotools import mask as mask_utils
 from rich.progress import track
 
 from .coco_file import find_problems, read_coco, write_json
-from .label_writer import encode_mask
+from .label_writer import complete_crowd, encode_mask
 from .paste import pixel_span
 
 # (image, x0, y0, x1, y1) → mask; the window is in whole pixels, inside the image
@@ -70,7 +70,7 @@ def label_with_baseline(
 
     Args:
         method: A key of ``BASELINES``.
-        ann_file: COCO file with boxes. Its crowd annotations stay as they are.
+        ann_file: COCO file with boxes. Its crowd annotations are not labeled.
         img_dir: Folder of the images.
         out_file: COCO file to write.
 
@@ -80,9 +80,12 @@ def label_with_baseline(
     coco = read_coco(ann_file)
     for i, problem in find_problems(coco).items():
         raise ValueError(f"annotations[{i}] of {ann_file}: {problem}")
+    images = {image["id"]: image for image in coco["images"]}
     by_image: dict = {}
     for ann in coco["annotations"]:
-        if not ann.get("iscrowd"):
+        if ann.get("iscrowd"):
+            complete_crowd(ann, images[ann["image_id"]])
+        else:
             by_image.setdefault(ann["image_id"], []).append(ann)
     for info in track(coco["images"], description=method):
         if info["id"] not in by_image:

@@ -32,12 +32,13 @@ def read_coco(path: str | Path) -> dict[str, Any]:
                 f"annotation file {path} has no list {key!r}; expected COCO's format, an object "
                 "with the lists 'images', 'annotations' and 'categories'"
             )
-    for i, image in enumerate(coco["images"]):
-        for key in ("id", "file_name", "width", "height"):
-            if not isinstance(image, dict) or key not in image:
-                raise ValueError(f"images[{i}] of {path} is {image!r:.80} and has no {key!r}")
-    if len({image["id"] for image in coco["images"]}) != len(coco["images"]):
-        raise ValueError(f"image ids in {path} are not unique")
+    for key, needed in (("images", ("id",)), ("categories", ("id", "name"))):
+        for i, entry in enumerate(coco[key]):
+            for name in needed:
+                if not isinstance(entry, dict) or not isinstance(entry.get(name), (int, str)):
+                    raise ValueError(f"{key}[{i}] of {path} is {entry!r:.80} and has no {name!r}")
+        if len({entry["id"] for entry in coco[key]}) != len(coco[key]):
+            raise ValueError(f"ids of {key} in {path} are not unique")
     return coco
 
 
@@ -72,10 +73,15 @@ def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
     if ann["id"] in seen:
         return f"id {ann['id']!r} occurs more than once; ids must be unique"
     seen.add(ann["id"])
-    if ann["image_id"] not in images:
+    image = images.get(ann["image_id"])
+    if image is None:
         return f"its image {ann['image_id']!r} is not in 'images'"
     if ann["category_id"] not in categories:
         return f"its category {ann['category_id']!r} is not in 'categories'"
+    for key, kind in (("file_name", str), ("width", int), ("height", int)):
+        value = image.get(key)
+        if not isinstance(value, kind) or not value or (kind is int and value < 0):
+            return f"{key!r} of its image {image['id']!r} is {value!r:.40}"
     bbox = ann["bbox"]
     numeric = isinstance(bbox, list) and all(
         isinstance(v, Real) and not isinstance(v, bool) for v in bbox
@@ -87,9 +93,11 @@ def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
     x, y, width, height = bbox
     if width <= 0 or height <= 0:
         return f"bbox {bbox} is empty: width and height must be positive"
-    image = images[ann["image_id"]]
+    size = f"{image['width']}×{image['height']} pixels"
     if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
-        return f"bbox {bbox} lies outside its image of {image['width']}×{image['height']} pixels"
+        return f"bbox {bbox} lies outside its image of {size}"
+    if width > 3 * image["width"] or height > 3 * image["height"]:
+        return f"bbox {bbox} is more than three times as large as its image of {size}"
     return None
 
 
@@ -105,6 +113,15 @@ def strip_masks(coco: dict[str, Any]) -> dict[str, Any]:
             ann["area"] = ann["bbox"][2] * ann["bbox"][3]
         annotations.append(ann)
     return {**coco, "annotations": annotations}
+
+
+def without_nan(content: Any) -> Any:
+    """The same structure with null in place of NaN and infinity, which JSON does not know."""
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:

@@ -9,7 +9,7 @@ from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from pycocotools import mask as mask_utils
 
-from .coco_file import find_problems, read_coco, write_json
+from .coco_file import find_problems, read_coco, without_nan, write_json
 
 
 @METRICS.register_module()
@@ -20,7 +20,7 @@ class LabelWriter(BaseMetric):
     compressed RLE and ``area`` the mask's. Crowd annotations are not labeled: one without a
     mask gets its box as RLE, so that stock loaders can read it. Annotations that could not be
     labeled are left out of the label file, since no loader could use them, and stand whole in
-    ``<out_file>.report.json`` with the reason.
+    ``<out_file>.report.json`` with the reason (NaN as null there).
 
     Args:
         ann_file: The COCO file with the boxes.
@@ -61,8 +61,7 @@ class LabelWriter(BaseMetric):
             elif i in problems:
                 continue
             elif ann.get("iscrowd"):
-                if not ann.get("segmentation"):
-                    ann["segmentation"] = box_rle(ann["bbox"], images[ann["image_id"]])
+                complete_crowd(ann, images[ann["image_id"]])
             else:
                 problems[i] = "was not among the predictions"
                 continue
@@ -77,7 +76,8 @@ class LabelWriter(BaseMetric):
             for i, ann in enumerate(coco["annotations"])
             if i in problems
         ]
-        write_json(report_path(self.out_file), dict(labeled=len(masks), failed=failed), indent=1)
+        report = without_nan(dict(labeled=len(masks), failed=failed))
+        write_json(report_path(self.out_file), report, indent=1)
         write_json(self.out_file, {**coco, "annotations": annotations})
         return dict(labeled=len(masks), failed=len(failed))
 
@@ -93,9 +93,18 @@ def encode_mask(mask: np.ndarray) -> dict:
     return dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
 
 
-def box_rle(bbox: Sequence[float], image: dict) -> dict:
-    """Compressed RLE of a COCO box ``[x, y, w, h]``, filled."""
-    x, y, w, h = bbox
-    polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
-    (rle,) = mask_utils.frPyObjects([polygon], image["height"], image["width"])
-    return dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
+def complete_crowd(ann: dict, image: dict) -> None:
+    """Gives a crowd annotation what stock loaders need: its box as mask, and an area.
+
+    Args:
+        ann: COCO annotation; a mask or area that it has stays. Changed in place.
+        image: Its image's entry in the COCO file.
+    """
+    x, y, w, h = ann["bbox"]
+    ann.setdefault("area", w * h)
+    if not ann.get("segmentation"):
+        x0, y0 = max(x, 0), max(y, 0)
+        x1, y1 = min(x + w, image["width"]), min(y + h, image["height"])
+        polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
+        (rle,) = mask_utils.frPyObjects([polygon], image["height"], image["width"])
+        ann["segmentation"] = dict(size=rle["size"], counts=rle["counts"].decode("ascii"))

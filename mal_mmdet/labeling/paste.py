@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from math import floor
 
 import torch.nn.functional as F
 from torch import Tensor
 
-SMALL_AREA, MEDIUM_AREA = 32.0**2, 96.0**2  # px² of a box: COCO's limits of its three sizes
+from mal_mmdet.structures import AREA_LIMITS
 
 
 def threshold_for_area(thresholds: float | Sequence[float], area: float) -> float:
@@ -23,7 +24,7 @@ def threshold_for_area(thresholds: float | Sequence[float], area: float) -> floa
             f"thresholds are {thresholds}, but must be one number, or three for boxes up to "
             "32² px², up to 96² px² and larger"
         )
-    return thresholds[(area > SMALL_AREA) + (area > MEDIUM_AREA)]
+    return thresholds[bisect_left(AREA_LIMITS, area)]
 
 
 def pixel_span(low: float, high: float, length: int) -> tuple[int, int]:
@@ -50,7 +51,7 @@ def paste_mask(
 
     The probabilities are resized bilinearly to the crop's pixels; outside the box and outside
     the image nothing is foreground. A box whose probabilities all stay at or under the
-    threshold gets the pixels above half of its own maximum: every box gets a mask.
+    threshold gets the pixels of at least half its own maximum: every box gets a mask.
 
     Args:
         prob: Probabilities in the crop frame, shape (S, S).

@@ -4,7 +4,7 @@ import pytest
 from pycocotools import mask as mask_utils
 
 from mal_mmdet.evaluation import evaluate_label_files
-from mal_mmdet.labeling import read_coco
+from mal_mmdet.labeling import read_coco, write_json
 from mal_mmdet.labeling.baselines import (
     BASELINES,
     grabcut,
@@ -32,10 +32,17 @@ def test_grabcut_finds_a_plain_disc_and_falls_back_to_the_box():
 
 @pytest.mark.parametrize("method", BASELINES)
 def test_label_files(demo, tmp_path, method):
+    boxes = read_coco(demo / "boxes_val.json")
+    crowd = {**boxes["annotations"][0], "id": 99, "iscrowd": 1, "bbox": [-5.0, 4.0, 25.0, 10.0]}
+    boxes["annotations"].append(crowd)
+    write_json(tmp_path / "boxes.json", boxes)
     out = tmp_path / "labels.json"
-    label_with_baseline(method, demo / "boxes_val.json", demo / "val", out)
-    boxes, labels = read_coco(demo / "boxes_val.json"), read_coco(out)
-    for before, after in zip(boxes["annotations"], labels["annotations"], strict=True):
+    label_with_baseline(method, tmp_path / "boxes.json", demo / "val", out)
+    labels = read_coco(out)
+    # A crowd is not labeled: its part of the image stands for it.
+    crowd_mask = labels["annotations"].pop()["segmentation"]
+    assert mask_utils.toBbox(crowd_mask).tolist() == [0, 4, 20, 10]
+    for before, after in zip(boxes["annotations"][:-1], labels["annotations"], strict=True):
         assert before["bbox"] == after["bbox"] and before["id"] == after["id"]
         assert mask_utils.area(after["segmentation"]) == after["area"] > 0
         if method == "box":

@@ -4,7 +4,13 @@ import os
 
 import pytest
 
-from mal_mmdet.labeling import find_problems, read_coco, strip_masks, write_json
+from mal_mmdet.labeling import (
+    find_problems,
+    read_coco,
+    strip_masks,
+    without_nan,
+    write_json,
+)
 
 
 def coco(**changes):
@@ -38,6 +44,7 @@ def coco(**changes):
         (dict(bbox=[10, 10, float("inf"), 5]), "NaN or infinity"),
         (dict(bbox=[100, 10, 5, 5]), "outside its image of 100×80"),
         (dict(bbox=[10, -5, 5, 5]), "outside its image"),
+        (dict(bbox=[0, 0, 1e9, 10]), "three times as large as its image"),
     ],
 )
 def test_every_problem_is_named(changes, words):
@@ -66,11 +73,8 @@ def test_repeated_ids_and_wrong_types():
         ('{"images": [], "annotations": {}}', "no list 'annotations'"),
         ('{"images": [], "annotations": []}', "no list 'categories'"),
         ('{"images": [3], "annotations": [], "categories": []}', r"images\[0\].* no 'id'"),
-        (
-            '{"images": [{"id": 1, "file_name": "a"}], "annotations": [], "categories": []}',
-            "no 'width'",
-        ),
-        (json.dumps({**coco(), "images": coco()["images"] * 2}), "ids in .* are not unique"),
+        (json.dumps({**coco(), "categories": [dict(id=1)]}), r"categories\[0\].* no 'name'"),
+        (json.dumps({**coco(), "images": coco()["images"] * 2}), "ids of images .* not unique"),
     ],
 )
 def test_files_that_are_no_coco_files(tmp_path, content, words):
@@ -78,6 +82,26 @@ def test_files_that_are_no_coco_files(tmp_path, content, words):
     path.write_text(content)
     with pytest.raises(ValueError, match=words):
         read_coco(path)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(width=None), "'width' of its image 1 is None"),
+        (dict(height="80"), "'height' of its image 1 is '80'"),
+        (dict(height=-80), "'height' of its image 1 is -80"),
+        (dict(file_name=3), "'file_name' of its image 1 is 3"),
+    ],
+)
+def test_an_image_entry_that_cannot_be_used(change, words):
+    data = coco()
+    data["images"][0].update(change)
+    assert words in find_problems(data)[0]
+
+
+def test_without_nan():
+    content = dict(a=[1.5, float("nan")], b=dict(c=float("-inf"), d="x"))
+    assert without_nan(content) == dict(a=[1.5, None], b=dict(c=None, d="x"))
 
 
 def test_strip_masks_takes_the_mask_and_its_area_and_nothing_else():
