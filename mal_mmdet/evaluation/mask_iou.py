@@ -12,7 +12,7 @@ from mmengine.evaluator import BaseMetric
 from pycocotools import mask as mask_utils
 
 from mal_mmdet.labeling import encode_mask, read_coco
-from mal_mmdet.labeling.paste import MEDIUM_AREA, SMALL_AREA
+from mal_mmdet.structures import AREA_LIMITS
 
 
 def to_rle(segmentation: dict | list, image: dict) -> dict:
@@ -39,20 +39,16 @@ def mean_ious(ious: np.ndarray, categories: np.ndarray, areas: np.ndarray) -> di
         and ``miou_large`` over the instances of a size, NaN where there are none; and the
         number of instances in ``num`` and ``num_<size>``.
     """
-    sizes = dict(
-        small=areas <= SMALL_AREA,
-        medium=(areas > SMALL_AREA) & (areas <= MEDIUM_AREA),
-        large=areas > MEDIUM_AREA,
-    )
+    sizes = np.searchsorted(AREA_LIMITS, areas)
 
     def mean(values: np.ndarray) -> float:
         return float(values.mean()) if len(values) else float("nan")
 
     by_category = np.array([mean(ious[categories == c]) for c in np.unique(categories)])
     result = dict(miou=mean(ious), miou_category=mean(by_category), num=len(ious))
-    for size, chosen in sizes.items():
-        result[f"miou_{size}"] = mean(ious[chosen])
-        result[f"num_{size}"] = int(chosen.sum())
+    for i, size in enumerate(("small", "medium", "large")):
+        result[f"miou_{size}"] = mean(ious[sizes == i])
+        result[f"num_{size}"] = int((sizes == i).sum())
     return result
 
 
@@ -79,6 +75,11 @@ def evaluate_masks(masks: dict, truth: dict) -> dict[str, float]:
         iou = 0.0
         if masks.get(ann["id"]):
             pair = [to_rle(masks[ann["id"]], image)], [to_rle(ann["segmentation"], image)]
+            if pair[0][0]["size"] != pair[1][0]["size"]:
+                raise ValueError(
+                    f"the masks of annotation {ann['id']} have different sizes: predicted "
+                    f"{pair[0][0]['size']}, human {pair[1][0]['size']} (height, width)"
+                )
             iou = float(mask_utils.iou(*pair, [0])[0, 0])
         else:
             missing += 1
@@ -114,8 +115,10 @@ class MaskIoUMetric(BaseMetric):
         """Encodes the masks of each image at once, so that only RLEs are held."""
         for sample in data_samples:
             pred = sample["pred_instances"]
+            if "ann_ids" not in pred:
+                raise ValueError("MaskIoUMetric needs annotation ids: use CocoBoxDataset")
             rles = [encode_mask(mask) for mask in pred["masks"].cpu().numpy()]
-            self.results.append(dict(zip(pred.get("ann_ids", []), rles)))
+            self.results.append(dict(zip(pred["ann_ids"], rles)))
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """See :func:`evaluate_masks`."""

@@ -1,4 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+from .box_sizes import AREA_LIMITS
 from .crop_geometry import bbox_to_crop, border_indices, box_masks, crop_and_resize, expand_bbox
 
-__all__ = ["bbox_to_crop", "border_indices", "box_masks", "crop_and_resize", "expand_bbox"]
+__all__ = [
+    "AREA_LIMITS",
+    "bbox_to_crop",
+    "border_indices",
+    "box_masks",
+    "crop_and_resize",
+    "expand_bbox",
+]

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from mal_mmdet.evaluation import MaskIoUMetric, evaluate_label_files, evaluate_masks, mean_ious
 from mal_mmdet.labeling import encode_mask
@@ -76,12 +77,23 @@ def test_truth_without_masks_is_refused():
         evaluate_masks({}, data)
 
 
+def test_masks_of_another_size_are_refused():
+    data = truth(SPECS)
+    wrong = encode_mask(np.ones((60, 70), dtype=bool))
+    with pytest.raises(ValueError, match=r"annotation 100 have different sizes.*\[60, 70\]"):
+        evaluate_masks({100: wrong}, data)
+
+
+def test_metric_needs_annotation_ids(tmp_path):
+    sample = dict(pred_instances=dict(masks=torch.zeros(1, 4, 4)))
+    with pytest.raises(ValueError, match="CocoBoxDataset"):
+        MaskIoUMetric("truth.json").process({}, [sample])
+
+
 def test_metric_and_files_agree(tmp_path):
     data = truth(SPECS)
     (tmp_path / "truth.json").write_text(json.dumps(data))
     masks = np.stack([rectangle(0, 0, 20, 10), rectangle(20, 10, 50, 50)])
-    import torch
-
     metric = MaskIoUMetric(str(tmp_path / "truth.json"))
     sample = dict(pred_instances=dict(masks=torch.from_numpy(masks), ann_ids=[100, 101]))
     metric.process({}, [sample])

@@ -107,7 +107,7 @@ def test_predict_puts_masks_into_the_image_frame(model, monkeypatch):
     expected[0, 10:40, 10:20] = True  # the middle of [8, 32] is 20
     expected[1, 20:50, 0:5] = True  # the middle of [−8, 18] is 5; clipped to the image
     # The halves meet in one blurred column.
-    assert (pred.masks ^ expected).sum((1, 2)).tolist() <= [30, 30]
+    assert (pred.masks ^ expected).sum((1, 2)).max() <= 30
     assert (pred.scores > 0.9).all()
     torch.testing.assert_close(pred.bboxes, torch.tensor(boxes, dtype=torch.float32))
 

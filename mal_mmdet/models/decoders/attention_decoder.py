@@ -8,10 +8,9 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-# Objects up to 32² pixels see the feature map at half size, up to 96² as it is, larger ones
-# at double size.
-SCALES = (0.5, 1.0, 2.0)
-AREA_LIMITS = (32.0**2, 96.0**2)
+from mal_mmdet.structures import AREA_LIMITS
+
+SCALES = (0.5, 1.0, 2.0)  # of the feature map, for small, medium and large objects
 
 
 @MODELS.register_module()

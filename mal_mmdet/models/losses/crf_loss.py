@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from mmdet.models.losses.dice_loss import dice_loss
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from .dice import dice_distance
 from .mean_field import mean_field
 
 
@@ -50,4 +50,4 @@ class CRFLoss(nn.Module):
         """
         average = (probs.detach() + teacher_probs) / 2
         masks = mean_field(average, box_masks, images, **self.mean_field_cfg)
-        return self.loss_weight * dice_distance(probs, masks.to(probs)).mean()
+        return self.loss_weight * dice_loss(probs, masks)

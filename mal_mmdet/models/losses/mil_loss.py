@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from mmdet.models.losses.dice_loss import dice_loss
 from mmdet.registry import MODELS
 from torch import Tensor, nn
-
-from .dice import dice_distance
 
 
 @MODELS.register_module()
@@ -31,6 +30,6 @@ class MILLoss(nn.Module):
             probs: Mask probabilities of the student, shape (B, h, w).
             box_masks: Box masks t at mask resolution, shape (B, h, w).
         """
-        rows = dice_distance(probs.amax(2), box_masks.amax(2))
-        columns = dice_distance(probs.amax(1), box_masks.amax(1))
-        return self.loss_weight * (rows + columns).mean()
+        rows = dice_loss(probs.amax(2), box_masks.amax(2))
+        columns = dice_loss(probs.amax(1), box_masks.amax(1))
+        return self.loss_weight * (rows + columns)
