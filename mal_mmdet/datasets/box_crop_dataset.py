@@ -62,6 +62,11 @@ class BoxCropDataset(Dataset):
         if group_by_image:
             cuts = np.flatnonzero(np.diff(self.boxes[:, 0])) + 1
             self.groups = [rows for rows in np.split(self.boxes, cuts) if len(rows)]
+        elif not len(self.boxes):
+            raise ValueError(
+                f"no box is left to train on: of {len(self.dataset)} images none has a box with "
+                f"an area over min_area={min_area} and sides over min_side={min_side} pixels"
+            )
 
     @property
     def metainfo(self) -> dict:
@@ -85,8 +90,9 @@ class BoxCropDataset(Dataset):
 
         Returns:
             What the pipeline makes of one box; with ``group_by_image``, ``inputs`` (N, 3, S, S)
-            and a ``data_samples`` whose ``gt_instances`` holds N boxes. An image that cannot be
-            used gives N = 0 there, and ``failed`` names its annotations and what is wrong.
+            and a ``data_samples`` whose ``gt_instances`` holds N boxes, ``bboxes`` now in the
+            image frame. An image that cannot be used gives N = 0, and ``failed`` says what is
+            wrong for the index of each of its annotations.
 
         Raises:
             RuntimeError: The image of a training box cannot be read.
@@ -95,7 +101,7 @@ class BoxCropDataset(Dataset):
             return self._image_sample(self.groups[index])
         index, seed = index if isinstance(index, tuple) else (index, None)
         image, instance = self.boxes[index]
-        with numpy_seed(seed):
+        with sample_seed(seed):
             results = self._load(image)
             return self.pipeline(self._box_results(results, instance))
 
@@ -104,7 +110,7 @@ class BoxCropDataset(Dataset):
         expected = info.get("height"), info.get("width")
         path, instances = info.get("img_path"), info["instances"]
         try:
-            results = self.dataset.pipeline(info)
+            results = self.dataset[image]
         except Exception as error:  # every image backend raises its own kinds
             ids = [instance.get("ann_id", "?") for instance in instances]
             raise RuntimeError(
@@ -141,18 +147,21 @@ class BoxCropDataset(Dataset):
             instances = self.dataset.get_data_info(rows[0, 0])["instances"]
             indices = [instances[j].get("ann_index", j) for j in rows[:, 1]]
             failed = {i: str(error) for i in indices}
-            sample = DetDataSample(metainfo=dict(failed=failed, ori_shape=(0, 0)))
+            path = self.dataset.get_data_info(rows[0, 0]).get("img_path")
+            sample = DetDataSample(metainfo=dict(failed=failed, ori_shape=(0, 0), img_path=path))
             sample.gt_instances = empty_instances()
             return dict(inputs=torch.empty(0, 3, 0, 0), data_samples=sample)
         boxes = [self.pipeline(self._box_results(results, j)) for j in rows[:, 1]]
         samples = [box["data_samples"] for box in boxes]
         sample = DetDataSample(metainfo=samples[0].metainfo | dict(failed={}))
         sample.gt_instances = InstanceData.cat([s.gt_instances for s in samples])
+        # A sample that is an image has its boxes in the image frame, as mmdet's tools expect.
+        sample.gt_instances.bboxes = sample.gt_instances.ori_bboxes
         return dict(inputs=torch.stack([box["inputs"] for box in boxes]), data_samples=sample)
 
 
 @contextmanager
-def numpy_seed(seed: int | None) -> Iterator[None]:
+def sample_seed(seed: int | None) -> Iterator[None]:
     """Seeds the random states that transforms draw from, and puts the old ones back."""
     if seed is None:
         yield
@@ -161,7 +170,9 @@ def numpy_seed(seed: int | None) -> Iterator[None]:
     np.random.seed(seed)
     random.seed(seed)
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            yield
     finally:
         np.random.set_state(states[0])
         random.setstate(states[1])

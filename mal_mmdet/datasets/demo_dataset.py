@@ -17,7 +17,7 @@ from mal_mmdet.labeling import encode_mask, strip_masks, write_json
 BACKGROUNDS = ("grass.png", "gravel.png", "brick.png", "moon.png")
 TEXTURES = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "motorcycle_left.png")
 CATEGORIES = ("star", "ring", "crescent", "cross", "frame", "arrow", "horseshoe")
-SIZE = 192  # side of an image in pixels
+SIZE = 320  # side of an image in pixels
 SUPERSAMPLING = 4
 
 
@@ -75,7 +75,7 @@ def load_photos(names: tuple[str, ...]) -> dict[str, np.ndarray]:
 def compose_image(
     photos: dict[str, np.ndarray], rng: np.random.Generator
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """One image with two to four objects.
+    """One image with two or three objects.
 
     Returns:
         The image, uint8 (SIZE, SIZE, 3), and for each object its category index and its
@@ -83,15 +83,15 @@ def compose_image(
     """
     canvas = random_patch(photos[rng.choice(BACKGROUNDS)], SIZE, rng).astype(np.float32)
     objects: list[tuple[int, np.ndarray]] = []
-    wanted = rng.integers(2, 5)
+    wanted = rng.integers(2, 4)
     for _ in range(20):
         if len(objects) == wanted:
             break
         category = int(rng.integers(len(CATEGORIES)))
         alpha = random_shape(CATEGORIES[category], rng)
         mask = alpha >= 0.5
-        # An object may cover others, but no more than a seventh of each.
-        if any((old & mask).sum() > 0.15 * old.sum() for _, old in objects):
+        # It may cover others, but no more than 5 % of each.
+        if any((old & mask).sum() > 0.05 * old.sum() for _, old in objects):
             continue
         texture = random_patch(photos[rng.choice(TEXTURES)], SIZE, rng)
         canvas += alpha[..., None] * (texture - canvas)
@@ -117,8 +117,8 @@ def random_shape(category: str, rng: np.random.Generator) -> np.ndarray:
 
     The outline of the category, stretched, rotated and placed at random.
     """
-    extent = rng.uniform(26, 48)  # about half of the object's side in pixels
-    angle = rng.uniform(0, 2 * np.pi)
+    extent = rng.uniform(52, 88)  # about half of the object's side in pixels
+    angle = np.deg2rad(rng.uniform(-40, 40))
     stretch = np.diag(extent * np.array([1, rng.uniform(0.75, 1.0)]))
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     centre = rng.uniform(0.8 * extent, SIZE - 0.8 * extent, 2)
@@ -139,10 +139,10 @@ def outlines(category: str) -> list[tuple[int, np.ndarray]]:
 
     if category == "star":
         t = np.arange(10) * np.pi / 5
-        radius = np.where(np.arange(10) % 2, 0.52, 1.0)
+        radius = np.where(np.arange(10) % 2, 0.55, 1.0)
         return [(255, np.stack([radius * np.cos(t), radius * np.sin(t)], 1))]
     if category == "ring":
-        return [(255, circle(1.0)), (0, circle(0.45))]
+        return [(255, circle(1.0)), (0, circle(0.42))]
     if category == "crescent":
         return [(255, circle(1.0)), (0, circle(0.7, x=0.6))]
     if category == "cross":
@@ -152,7 +152,7 @@ def outlines(category: str) -> list[tuple[int, np.ndarray]]:
         return [(255, np.array(corners))]
     if category == "frame":
         square = np.array([(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)])
-        return [(255, square), (0, square * 0.45)]
+        return [(255, square), (0, square * 0.42)]
     if category == "arrow":
         head = [(0.1, -0.95), (1.0, 0.0), (0.1, 0.95)]
         return [(255, np.array([*head, (0.1, 0.4), (-1.0, 0.4), (-1.0, -0.4), (0.1, -0.4)]))]

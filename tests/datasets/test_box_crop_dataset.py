@@ -98,6 +98,22 @@ def test_small_and_crowd_boxes_are_left_out_of_training(configs, demo, tmp_path)
     assert DATASETS.build(test).num_boxes == len(coco["annotations"]) - 1
 
 
+def test_training_on_no_box_at_all_is_refused(configs):
+    configs[0].update(min_area=1e6)
+    with pytest.raises(ValueError, match=r"no box is left.*min_area=1000000\.0"):
+        DATASETS.build(configs[0])
+
+
+def test_wraps_a_concatenation(configs):
+    part = configs[0].dataset
+    number = len(DATASETS.build(configs[0]))
+    configs[0].dataset = dict(type="ConcatDataset", datasets=[part, copy.deepcopy(part)])
+    both = DATASETS.build(configs[0])
+    assert len(both) == 2 * number
+    first, again = both[(1, 5)], both[(number + 1, 5)]
+    assert torch.equal(first["inputs"]["student"], again["inputs"]["student"])
+
+
 def test_groups_hold_all_boxes_of_an_image(configs, demo):
     dataset = DATASETS.build(configs[1])
     coco = read_coco(demo / "boxes_val.json")
@@ -110,6 +126,7 @@ def test_groups_hold_all_boxes_of_an_image(configs, demo):
         for box, ann_id in zip(instances.ori_bboxes.tolist(), instances.ann_ids):
             x, y, w, h = next(a["bbox"] for a in coco["annotations"] if a["id"] == ann_id)
             assert box == [x, y, x + w, y + h]
+        assert torch.equal(instances.bboxes, instances.ori_bboxes)
         seen += instances.ann_indices.tolist()
     assert seen == list(range(len(coco["annotations"])))
 
@@ -132,7 +149,7 @@ def test_an_image_of_another_size_is_refused(configs, demo, tmp_path):
     coco["images"][0]["width"] = 300
     (tmp_path / "boxes.json").write_text(json.dumps(coco))
     configs[0].dataset.ann_file = str(tmp_path / "boxes.json")
-    with pytest.raises(RuntimeError, match=r"192×192 pixels, but .* 300×192"):
+    with pytest.raises(RuntimeError, match=r"320×320 pixels, but .* 300×320"):
         DATASETS.build(configs[0])[0]
 
 
