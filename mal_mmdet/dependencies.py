@@ -7,12 +7,15 @@ from importlib import import_module
 # Import name → (oldest version that works, what to install); mmengine stands first, since its
 # version comparison serves the others.
 REQUIRED = {
-    "torch": (None, "torch torchvision"),
     "mmengine": ("0.10.12", "onedl-mmengine"),
+    "torch": ("2.4.0", "torch"),
+    "torchvision": ("0.19.0", "torchvision"),
     "mmcv": ("2.3.0", "onedl-mmcv"),
+    "mmcv.ops": (None, "--no-build-isolation --no-cache-dir onedl-mmcv"),
     "mmdet": ("3.5.0", "onedl-mmdetection"),
     "mmpretrain": ("1.3.5", "onedl-mmpretrain"),
     "pycocotools": (None, "pycocotools"),
+    "rich": (None, "rich"),
 }
 
 
