@@ -40,8 +40,10 @@ def tiny_config(demo: Path, work_dir: Path, **options) -> Config:
             "work_dir": str(work_dir),
             "model.network.backbone.arch": arch,
             "model.network.backbone.img_size": 32,
+            "model.network.backbone.patch_size": 8,
             "model.network.decoder": dict(in_channels=32, channels=16),
             "model.crf_loss.num_steps": 10,
+            "model.flip_test": False,
             "train_dataloader.batch_size": 4,
             "train_dataloader.num_workers": 0,
             "train_dataloader.persistent_workers": False,
@@ -52,7 +54,6 @@ def tiny_config(demo: Path, work_dir: Path, **options) -> Config:
             "test_dataloader.dataset.dataset.data_root": str(demo),
             "test_evaluator.ann_file": str(demo / "instances_val.json"),
             "train_cfg.max_epochs": 2,
-            "randomness": dict(seed=0),
             "log_level": "WARNING",
             **options,
         }

@@ -31,9 +31,12 @@ def test_phase_1_reads_boxes_only(path, demo):
     cfg = Config.fromfile(path)
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
         dataset = loader.dataset
-        assert dataset.dataset.type == "CocoBoxDataset"
-        assert "boxes" in dataset.dataset.ann_file
-        dataset.dataset.update(
+        source = dataset.dataset
+        while "dataset" in source:
+            source = source.dataset
+        assert source.type == "CocoBoxDataset"
+        assert "boxes" in source.ann_file
+        source.update(
             data_root=str(demo), ann_file="boxes_train.json", data_prefix=dict(img="train")
         )
         size = dataset.pipeline[1].size

@@ -2,5 +2,7 @@
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 custom_imports = dict(imports=['mal_mmdet'], allow_failed_imports=False)
+# A resumed training deals the same samples as one that was not interrupted.
+randomness = dict(seed=0)
 custom_hooks = [dict(type='MeanTeacherHook', momentum=0.004)]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))

@@ -4,8 +4,8 @@ _base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 data_root = 'data/demo/'
 metainfo = dict(
     classes=('star', 'ring', 'crescent', 'cross', 'frame', 'arrow', 'horseshoe'))
-image_size = (192, 192)
-max_epochs = 12
+image_size = (160, 160)
+max_epochs = 6
 
 model = dict(
     backbone=dict(
@@ -14,28 +14,33 @@ model = dict(
         frozen_stages=-1,
         norm_eval=False,
         init_cfg=None),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, num_outs=4),
+    neck=dict(
+        in_channels=[32, 64, 128, 256], out_channels=64, start_level=1, num_outs=3),
     rpn_head=dict(
         in_channels=64,
         feat_channels=64,
-        anchor_generator=dict(strides=[4, 8, 16, 32])),
+        anchor_generator=dict(scales=[4], strides=[8, 16, 32])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
+        bbox_roi_extractor=dict(
+            out_channels=64, featmap_strides=[8, 16, 32], roi_layer=dict(sampling_ratio=1)),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=7),
-        mask_roi_extractor=dict(out_channels=64),
+        mask_roi_extractor=dict(
+            out_channels=64, featmap_strides=[8, 16, 32], roi_layer=dict(sampling_ratio=1)),
         mask_head=dict(in_channels=64, conv_out_channels=64, num_convs=2, num_classes=7)),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
-        rpn_proposal=dict(nms_pre=300, max_per_img=100),
-        rcnn=dict(sampler=dict(num=64))),
-    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=20)))
+        rpn_proposal=dict(nms_pre=200, max_per_img=50),
+        rcnn=dict(sampler=dict(num=32))),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=50), rcnn=dict(max_per_img=20)))
 
 train_pipeline = _base_.train_pipeline
 train_pipeline[2].scale = image_size
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = image_size
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
+    num_workers=0,
+    persistent_workers=False,
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
@@ -43,6 +48,8 @@ train_dataloader = dict(
         data_prefix=dict(img='train/'),
         pipeline=train_pipeline))
 val_dataloader = dict(
+    num_workers=0,
+    persistent_workers=False,
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,

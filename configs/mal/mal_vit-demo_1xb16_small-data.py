@@ -1,0 +1,31 @@
+# The demo's network on a small data set of photographs, without pretrained weights. The data set
+# is repeated, so that an epoch, with its warm-ups, is some hundred iterations.
+_base_ = './mal_vit-demo_1xb16_demo.py'
+data_root = 'data/small/'
+max_epochs = 15
+
+train_dataloader = dict(
+    dataset=dict(
+        min_area=2048,
+        dataset=dict(
+            _delete_=True,
+            type='RepeatDataset',
+            times=10,
+            dataset=dict(
+                type='CocoBoxDataset',
+                data_root=data_root,
+                ann_file='annotations/boxes_train.json',
+                data_prefix=dict(img='images/'),
+                pipeline=[dict(type='LoadImageFromFile')]))))
+test_dataloader = dict(
+    dataset=dict(
+        dataset=dict(
+            data_root=data_root,
+            ann_file='annotations/boxes_val.json',
+            data_prefix=dict(img='images/'))))
+test_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
+
+train_cfg = dict(max_epochs=max_epochs)
+param_scheduler = _base_.param_scheduler
+param_scheduler[1].end = max_epochs
+param_scheduler[1].T_max = max_epochs - 1
