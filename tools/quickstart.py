@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -37,11 +38,11 @@ class Stages:
         self.seconds = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.log_file = work_dir / "quickstart.log"
 
-    def run(self, name: str, *command: str | Path, use_gpu: bool = True) -> None:
-        """Runs one of the tools, unless it has run to its end before."""
+    def run(self, name: str, result: Path, *command: str | Path, use_gpu: bool = True) -> None:
+        """Runs one of the tools, unless it has run to its end before and its result is there."""
         words = [str(word) for word in command]
-        console.rule(f"{name}", align="left")
-        if name in self.seconds:
+        console.rule(name, align="left")
+        if name in self.seconds and (ROOT / result).exists():
             console.print(f"done before, in {self.seconds[name]:.0f} s")
             return
         console.print("python " + shlex.join(words), style="dim", soft_wrap=True)
@@ -58,9 +59,8 @@ class Stages:
             )
             for line in process.stdout:
                 log.write(line)
-                # Of a training's log the terminal gets its progress only.
-                if "Epoch(" in line or "labeling" in line:
-                    console.print(line[line.find("Epoch(") :].rstrip(), highlight=False)
+                if "Epoch(" in line:  # of the logs the terminal gets the progress only
+                    print(line[line.index("Epoch(") :].rstrip())
         if process.wait():
             raise SystemExit(
                 f"{name} failed with exit code {process.returncode}; its output ends with\n"
@@ -82,6 +82,8 @@ def main() -> None:
     args = parse_args()
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda was asked for, but torch finds no NVIDIA GPU")
     work_dir = args.work_dir.resolve()
     work_dir.mkdir(parents=True, exist_ok=True)
     stages = Stages(work_dir)
@@ -90,30 +92,34 @@ def main() -> None:
     labels = {name: work_dir / f"instances_train_{name}.json" for name in (*LABELS, "grabcut")}
     labels["human"] = ROOT / truth
 
-    stages.run("demo data", "tools/make_demo_dataset.py", "--out", DATA)
-    stages.run("train MAL", "tools/train.py", MAL, "--work-dir", work_dir / "mal", "--resume")
-    checkpoint = Path((work_dir / "mal/last_checkpoint").read_text())
+    stages.run("make demo data", truth, "tools/make_demo_dataset.py", "--out", DATA)
+    last = work_dir / "mal/last_checkpoint"
+    train = ["tools/train.py", MAL, "--work-dir", last.parent, "--resume"]
+    stages.run("train MAL", last, *train)
     out = ["--out", labels["mal"], "--work-dir", work_dir / "labeling"]
-    stages.run("label", "tools/generate_labels.py", MAL, checkpoint, *boxes, *out)
+    label = ["tools/generate_labels.py", MAL, last.read_text(), *boxes, *out]
+    stages.run("label", labels["mal"], *label)
     for method in ("box", "grabcut"):
-        out = ["--out", labels[method]]
-        stages.run(f"label by {method}", "tools/label_baseline.py", method, *boxes, *out)
+        out = labels[method]
+        label = ["tools/label_baseline.py", method, *boxes, "--out", out]
+        stages.run(f"label with {method}", out, *label)
     for name in ("mal", "box", "grabcut"):
-        out = ["--out", work_dir / f"miou_{name}.json"]
-        stages.run(f"evaluate {name}", "tools/evaluate_labels.py", labels[name], truth, *out)
+        out = work_dir / f"miou_{name}.json"
+        evaluate = ["tools/evaluate_labels.py", labels[name], truth, "--out", out]
+        stages.run(f"evaluate labels of {name}", out, *evaluate)
     picture = work_dir / "labels.png"
     draw = ["tools/draw_labels.py", labels["mal"], truth, "--img-dir", images, "--out", picture]
-    stages.run("draw labels", *draw)
+    stages.run("draw labels", picture, *draw)
+    gpu = operators_on_gpu()
     for name, text in LABELS.items():
-        stages.run(
-            f"train Mask R-CNN on {text}",
-            "tools/train.py",
-            DETECTOR,
-            *("--work-dir", work_dir / f"mask_rcnn_{name}", "--resume", "--cfg-options"),
-            f"train_dataloader.dataset.ann_file={labels[name]}",
-            "randomness.seed=0",
-            use_gpu=operators_on_gpu(),
-        )
+        last = work_dir / f"mask_rcnn_{name}/last_checkpoint"
+        train = ["tools/train.py", DETECTOR, "--work-dir", last.parent, "--resume"]
+        options = ["--cfg-options", f"train_dataloader.dataset.ann_file={labels[name]}"]
+        options += ["randomness.seed=0"]
+        stages.run(f"train Mask R-CNN on {text}", last, *train, *options, use_gpu=gpu)
+        test = ["tools/test.py", DETECTOR, last.read_text(), "--work-dir"]
+        out = work_dir / f"test_{name}"
+        stages.run(f"test Mask R-CNN on {text}", out, *test, out, use_gpu=gpu)
     summary = summarize(work_dir, stages.seconds)
     write_json(work_dir / "summary.json", summary, indent=1)
     print_summary(summary)
@@ -136,10 +142,9 @@ def summarize(work_dir: Path, seconds: dict[str, float]) -> dict:
     }
     mask_ap = {}
     for name in LABELS:
-        # The log of the last run of a training, one JSON object a line.
-        log = max((work_dir / f"mask_rcnn_{name}").glob("*/vis_data/scalars.json"))
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-        mask_ap[name] = [v["coco/segm_mAP"] for v in lines if "coco/segm_mAP" in v][-1]
+        # MMEngine names the file of a test's metrics after its time.
+        metrics = max((work_dir / f"test_{name}").glob("*/*.json"))
+        mask_ap[name] = json.loads(metrics.read_text())["coco/segm_mAP"]
     return dict(
         label_miou=miou["mal"],
         box_miou=miou["box"],

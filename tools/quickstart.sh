@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 set -euo pipefail
-cd "$(dirname "$0")/.."
+root="$(cd "$(dirname "$0")/.." && pwd)"
 
 usage() {
     cat <<'TEXT'
@@ -20,7 +20,7 @@ TEXT
 }
 
 python="python3"
-work_dir="work_dirs/quickstart"
+work_dir="$root/work_dirs/quickstart"
 skip_install=""
 device="auto"
 while [ $# -gt 0 ]; do
@@ -30,7 +30,7 @@ while [ $# -gt 0 ]; do
     esac
     case "$1" in
         --python) python="$2"; shift 2 ;;
-        --work-dir) work_dir="$2"; shift 2 ;;
+        --work-dir) work_dir="$(realpath -m "$2")"; shift 2 ;;
         --skip-install) skip_install=1; shift ;;
         --device) device="$2"; shift 2 ;;
         --help | -h) usage; exit 0 ;;
@@ -43,7 +43,8 @@ case "$device" in
 esac
 
 if [ -z "$skip_install" ]; then
-    bash tools/setup_env.sh --python "$python" --device "$device"
-    python=".venv/bin/python"
+    bash "$root/tools/setup_env.sh" --python "$python" --device "$device"
+    python="$root/.venv/bin/python"
 fi
+cd "$root"
 exec "$python" tools/quickstart.py --work-dir "$work_dir" --device "$device"

@@ -21,39 +21,52 @@ done
 
 venv="$root/.venv"
 python="$venv/bin/python"
-stamp="$venv/.mal_mmdet_installed"
-# What was asked for; when it changes, the installation runs again.
-wanted="$(cat "$root/constraints.txt" "$root/requirements.txt" "$root/requirements-dev.txt" \
-    "$root/setup.py"; echo "$device")"
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
-    exit 0
-fi
+export PATH="$venv/bin:$PATH"  # torch's build looks for ninja there
 
 say() { printf '\n== %s\n' "$*"; }
+fail() { echo "$*" >&2; exit 1; }
+pip() { "$python" -m pip --disable-pip-version-check "$@"; }
 
-if [ ! -x "$python" ]; then
-    "$base_python" - <<'PY' || exit 1
+# What is installed: the device asked for, and the files that say what to install. When they
+# change, the installation runs again; "auto" is content with either device.
+stamp="$venv/.mal_mmdet_installed"
+wanted="$(cd "$root" && cat constraints.txt requirements.txt requirements-dev.txt setup.py)"
+if [ -f "$stamp" ] && [ "$(tail -n +2 "$stamp")" = "$wanted" ]; then
+    installed="$(head -n 1 "$stamp")"
+    if [ "$device" = auto ] || [ "$device" = "$installed" ]; then
+        exit 0
+    fi
+fi
+
+command -v c++ >/dev/null || command -v g++ >/dev/null \
+    || fail "a C++ compiler is needed to build mmcv's operators (Debian: apt-get install g++)"
+command -v "$base_python" >/dev/null || fail "$base_python is not found; name another --python"
+if ! "$python" -m pip --version >/dev/null 2>&1; then
+    "$base_python" - <<'PY'
 import sys
 if not (3, 10) <= sys.version_info[:2] <= (3, 12):
     sys.exit(f"mal_mmdet is tested with Python 3.10 to 3.12, but {sys.executable} is "
              f"{sys.version.split()[0]}; name another one with --python")
 PY
     say "making .venv with $("$base_python" --version)"
-    "$base_python" -m venv "$venv"
+    "$base_python" -m venv --clear "$venv" \
+        || fail "no virtual environment could be made (Debian: apt-get install python3-venv)"
+elif [ "$base_python" != python3 ]; then
+    echo ".venv exists and stays with $("$python" --version); delete it to use $base_python"
 fi
-
-pip() { "$python" -m pip --disable-pip-version-check "$@"; }
 
 say "installing torch and torchvision (about 5 GB with their CUDA libraries)"
 pip install -q --upgrade pip
-pip install -c "$root/constraints.txt" torch torchvision | grep -E '^(Downloading|Successfully)' || true
+pip install -q -c "$root/constraints.txt" torch torchvision
 # Building mmcv needs a setuptools that reads SPDX licences and still has pkg_resources.
 pip install -q 'setuptools>=77,<82' wheel ninja psutil packaging
 
-# On which device mmcv's operators will run: "cpu", or "cuda<version>-sm<capability>".
+# Where mmcv's operators will run: "cpu", or "cuda<version>-sm<capability>".
 ops="$("$python" - "$device" <<'PY'
-import re, shutil, subprocess, sys
+import os, re, shutil, subprocess, sys
 import torch
+from torch.utils.cpp_extension import CUDA_HOME
+
 def choose(device):
     if device == "cpu":
         return "cpu", "the CPU was asked for"
@@ -61,53 +74,65 @@ def choose(device):
         if device == "cuda":
             sys.exit("--device cuda was asked for, but torch finds no NVIDIA GPU")
         return "cpu", "no NVIDIA GPU found"
-    nvcc = shutil.which("nvcc")
     found = None
+    nvcc = shutil.which(os.path.join(CUDA_HOME, "bin", "nvcc")) if CUDA_HOME else None
     if nvcc:
         text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
         match = re.search(r"release (\d+\.\d+)", text)
         found = match and match[1]
     if found != torch.version.cuda:
-        return "cpu", (f"torch needs nvcc {torch.version.cuda}, found {found or 'none'}: "
+        return "cpu", (f"torch needs nvcc {torch.version.cuda}, found {found or 'none'}; "
                        "phase 1 runs on the GPU, phase 2 on the CPU")
     major, minor = torch.cuda.get_device_capability()
-    return f"cuda{found}-sm{major}{minor}", f"nvcc {found} matches torch"
+    return f"cuda{found}-sm{major}.{minor}", f"nvcc {found} matches torch"
+
 ops, why = choose(sys.argv[1])
-print(f"mmcv operators for {ops}: {why}", file=sys.stderr)
+print(f"mmcv's operators will be for {ops}: {why}", file=sys.stderr)
 print(ops)
 PY
 )"
 tag="$("$python" -c 'import sys, torch
-print(f"cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__.split(chr(43))[0]}")')-$ops"
+print("cp%d%d-torch%s" % (*sys.version_info[:2], torch.__version__.split("+")[0]))')-$ops"
 mmcv="$(grep '^onedl-mmcv==' "$root/constraints.txt")"
 cache="${MAL_MMDET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mal_mmdet}/wheels/$tag"
 mkdir -p "$cache"
 if ! ls "$cache"/onedl_mmcv-"${mmcv#*==}"-*.whl >/dev/null 2>&1; then
     say "compiling mmcv's operators for $tag: 10 to 20 minutes on two cores"
-    build="$(mktemp -d)"
+    build="$(mktemp -d "$cache/build.XXXX")"
     trap 'rm -rf "$build"' EXIT
-    if [ "$ops" = cpu ]; then
-        export MMCV_WITH_OPS=1 FORCE_CUDA=0
-    else
-        capability="${ops#*-sm}"
-        export MMCV_WITH_OPS=1 FORCE_CUDA=1
-        export TORCH_CUDA_ARCH_LIST="${capability%?}.${capability: -1}"
-    fi
     log="$cache/build.log"
-    # The build says [done/total] for every file; only that reaches the terminal.
-    if ! pip wheel -v --no-build-isolation --no-deps -w "$build" "$mmcv" 2>&1 | tee "$log" \
-            | grep --line-buffered -oE '^ *\[[0-9]+/[0-9]+\]' \
-            | awk '{ printf "\r   compiled %s files", $1; fflush() } END { print "" }'; then
-        echo "mmcv could not be built; the end of $log:" >&2
+    export MMCV_WITH_OPS=1
+    if [ "$ops" = cpu ]; then
+        export FORCE_CUDA=0
+        hide_gpu=(env CUDA_VISIBLE_DEVICES=)  # mmcv builds for CUDA wherever it sees a GPU
+    else
+        export FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="${ops#*-sm}"
+        hide_gpu=()
+    fi
+    # pip's own cache does not know for which torch a wheel was built.
+    # The build says [done/total] for every file; that reaches the terminal, the rest the log.
+    if "${hide_gpu[@]}" "$python" -m pip --disable-pip-version-check wheel -v --no-cache-dir \
+            --no-build-isolation --no-deps -w "$build" "$mmcv" 2>&1; then
+        echo "exit code 0"
+    else
+        echo "exit code $?"
+    fi | tee "$log" | awk 'match($0, /^ *\[[0-9]+\/[0-9]+\]/) {
+                   printf "\r   compiled %s files", substr($0, RSTART, RLENGTH); fflush() }
+               END { print "" }'
+    if [ "$(tail -n 1 "$log")" != "exit code 0" ]; then
         tail -n 20 "$log" >&2
-        exit 1
+        fail "mmcv could not be built; the whole log is $log"
     fi
     mv "$build"/*.whl "$cache/"
 fi
 
 say "installing mal_mmdet and the OpenMMLab packages"
-pip install -q "$cache"/onedl_mmcv-"${mmcv#*==}"-*.whl -c "$root/constraints.txt"
+wheel="$(ls "$cache"/onedl_mmcv-"${mmcv#*==}"-*.whl)"
+pip install -q -c "$root/constraints.txt" "$wheel"
+pip install -q --force-reinstall --no-deps "$wheel"  # the version may be there for another device
 pip install -q --no-build-isolation -c "$root/constraints.txt" -e "$root" \
     -r "$root/requirements-dev.txt"
-"$python" -c 'import mal_mmdet, mmcv.ops; print("mal_mmdet", mal_mmdet.__version__, "is installed")'
-printf '%s' "$wanted" > "$stamp"
+"$python" -c 'import mal_mmdet; print("mal_mmdet", mal_mmdet.__version__, "is installed")'
+# "auto" has found out which device it is.
+case "$ops" in cpu) device=cpu ;; *) device=cuda ;; esac
+printf '%s\n%s' "$device" "$wanted" > "$stamp"
