@@ -4,6 +4,7 @@
 # One process a GPU; on a machine without one the processes run on the CPU.
 # Environment: NNODES, NODE_RANK, MASTER_ADDR, PORT.
 set -euo pipefail
+[ $# -ge 2 ] || { sed -n 3,5p "$0" >&2; exit 2; }
 here="$(cd "$(dirname "$0")" && pwd)"
 python -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \

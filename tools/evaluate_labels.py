@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mal_mmdet.evaluation import evaluate_label_files
-from mal_mmdet.labeling import write_json
+from mal_mmdet.labeling import without_nan, write_json
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,7 +37,7 @@ def main() -> None:
     if figures["num_missing"]:
         print(f"{figures['num_missing']} boxes have no mask and count as IoU 0")
     if args.out:
-        write_json(args.out, figures, indent=1)
+        write_json(args.out, without_nan(figures), indent=1)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--img-dir", required=True, help="folder of the images")
     parser.add_argument("--out", required=True, help="COCO file to write")
     parser.add_argument("--source", choices=LABEL_SOURCES, help="whose masks (default: config)")
-    parser.add_argument("--flip", action="store_true", default=None, help="average with the flip")
+    parser.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        help="average with the mirrored crop (default: config)",
+    )
     parser.add_argument(
         "--thresholds",
         nargs="+",

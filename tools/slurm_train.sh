@@ -3,6 +3,7 @@
 # Usage: bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [train.py's arguments]
 # Environment: GPUS, GPUS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS.
 set -euo pipefail
+[ $# -ge 4 ] || { sed -n 3,4p "$0" >&2; exit 2; }
 here="$(cd "$(dirname "$0")" && pwd)"
 # shellcheck disable=SC2086  # SRUN_ARGS holds several words
 srun -p "$1" --job-name="$2" \

@@ -20,6 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", help="pickle file for the predictions")
     parser.add_argument("--show", action="store_true", help="show the predictions in a window")
     parser.add_argument("--show-dir", help="folder for drawn predictions, in the work dir")
+    parser.add_argument("--tta", action="store_true", help="the config's test-time augmentation")
     parser.add_argument("--wait-time", type=float, default=2, help="seconds a window stays")
     add_runner_arguments(parser)
     return parser.parse_args()
@@ -31,6 +32,11 @@ def main() -> None:
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
+    if args.tta:
+        if "tta_model" not in cfg or "tta_pipeline" not in cfg:
+            raise SystemExit(f"--tta needs tta_model and tta_pipeline in {args.config}")
+        cfg.model = dict(**cfg.tta_model, module=cfg.model)
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     runner = Runner.from_cfg(cfg)
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def generate_labels(
     Returns:
         Number of annotations that could not be labeled.
     """
-    cfg = cfg.copy()
+    cfg = copy.deepcopy(cfg)
+    cfg.setdefault("work_dir", str(Path(out_file).parent / "labeling"))
     options = dict(label_source=label_source, flip_test=flip_test, thresholds=thresholds)
     cfg.model.update({key: value for key, value in options.items() if value is not None})
     cfg.load_from = str(checkpoint)
@@ -44,4 +46,9 @@ def generate_labels(
     )
     cfg.test_evaluator = dict(type="LabelWriter", ann_file=str(ann_file), out_file=str(out_file))
     cfg.custom_hooks = [dict(type="LabelProgressHook")]
-    return Runner.from_cfg(cfg).test()["labels/failed"]
+    runner = Runner.from_cfg(cfg)
+    if len(runner.test_loop.dataloader.dataset):
+        metrics = runner.test()
+    else:  # not one box that the network could see: only the report is left to write
+        metrics = runner.test_loop.evaluator.evaluate(0)
+    return metrics["labels/failed"]
