@@ -107,11 +107,23 @@ def test_nothing_outside_the_box():
     assert not mean_field(torch.ones_like(probs), box, images)[box == 0].any()
 
 
-def test_stopping_at_the_fixed_point_changes_nothing():
+def test_stopping_at_the_fixed_point_changes_nothing(monkeypatch):
     probs, box, images = example(dtype=torch.float32)
-    long = mean_field(probs, box, images, num_steps=100)
-    longer = mean_field(probs, box, images, num_steps=1000)
-    assert torch.equal(long, longer)
+    steps = []
+    equal = torch.equal
+
+    def watched(a, b):
+        steps.append(equal(a, b))
+        return steps[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "equal", watched)
+        stopped = mean_field(probs, box, images, num_steps=1000)
+    assert steps[-1] and len(steps) < 100  # it did stop before its last step
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "equal", lambda a, b: False)
+        whole = mean_field(probs, box, images, num_steps=1000)
+    assert torch.equal(stopped, whole)
 
 
 def test_even_kernel_is_refused():
