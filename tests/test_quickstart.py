@@ -28,11 +28,17 @@ def test_a_stage_runs_once_and_again_when_its_result_is_gone(tmp_path):
 
 
 def test_a_failing_stage_stops_with_its_output_and_is_not_done(tmp_path):
+    """Its time counts all the same: the next attempt adds to it."""
     script = tmp_path / "stage.py"
     script.write_text("raise RuntimeError('the reason')")
-    with pytest.raises(SystemExit, match=r"(?s)stage failed with exit code 1.*the reason"):
+    with pytest.raises(SystemExit, match=r"(?s)stage failed.*the reason"):
         quickstart.Stages(tmp_path).run("stage", tmp_path, script)
-    assert not (tmp_path / "stages.json").exists()
+    failed = json.loads((tmp_path / "stages.json").read_text())["stage"]
+    assert not failed["done"] and failed["seconds"] > 0
+    script.write_text("")
+    quickstart.Stages(tmp_path).run("stage", tmp_path, script)
+    stage = json.loads((tmp_path / "stages.json").read_text())["stage"]
+    assert stage["done"] and stage["seconds"] > failed["seconds"]
 
 
 def test_summary(tmp_path, capsys):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Phase 1 through MMEngine's runner: learning, resuming, and blindness to masks."""
 
+import json
 import os
 import subprocess
 import sys
@@ -146,17 +147,55 @@ def test_masks_in_the_annotation_file_change_nothing(demo, tmp_path):
     assert_same(weights[0], weights[2])
 
 
-def test_dist_train_runs_on_the_cpu(demo, tmp_path):
+def test_dist_train_and_dist_test_run_on_the_cpu(demo, tmp_path):
     cfg = tiny_config(demo, tmp_path / "work", **{"train_cfg.max_epochs": 1, "log_level": "INFO"})
     cfg.dump(tmp_path / "config.py")
     env = os.environ | dict(
         CUDA_VISIBLE_DEVICES="", PORT="29611", PATH=f"{Path(sys.executable).parent}:{os.defpath}"
     )
-    command = ["bash", ROOT / "tools/dist_train.sh", tmp_path / "config.py", "2"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    saved = load(tmp_path / "work/epoch_1.pth")
+
+    def run(*command):
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    run("bash", ROOT / "tools/dist_train.sh", tmp_path / "config.py", "2")
+    checkpoint = tmp_path / "work/epoch_1.pth"
+    saved = load(checkpoint)
     boxes = len(read_coco(demo / "boxes_train.json")["annotations"])
     per_process = -(-boxes // 2)
     assert saved["meta"]["iter"] == -(-per_process // 4)  # batches of 4
     assert next(iter(saved["state_dict"])).startswith("student.")
+
+    test = [tmp_path / "config.py", checkpoint]
+    options = ["--work-dir", tmp_path / "two"]
+    run("bash", ROOT / "tools/dist_test.sh", *test, "2", *options)
+    run("python", ROOT / "tools/test.py", *test, "--work-dir", tmp_path / "one")
+    one, two = (
+        json.loads(next((tmp_path / name).glob("*/*.json")).read_text()) for name in ("one", "two")
+    )
+    assert 0 < one["mask/miou"] < 1 and one["mask/num"] == two["mask/num"]
+    assert one["mask/miou"] == pytest.approx(two["mask/miou"])
+
+
+@pytest.mark.parametrize("script", ["train", "test"])
+def test_slurm_scripts_call_srun_with_the_tool(tmp_path, script):
+    """An srun that writes down what it was asked."""
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    srun.chmod(0o755)
+    env = os.environ | dict(PATH=f"{tmp_path}:{os.defpath}", GPUS="16", SRUN_ARGS="--quiet -N 2")
+    command = ["bash", ROOT / f"tools/slurm_{script}.sh", "part", "job", "config.py", "fourth"]
+    done = subprocess.run(
+        [*command, "--cfg-options", "a=1 2"], env=env, capture_output=True, text=True, check=True
+    )
+    words = done.stdout.splitlines()
+    start = words.index("python")
+    assert {"part", "--job-name=job", "--ntasks=16", "--ntasks-per-node=8", "--quiet"} <= set(
+        words[:start]
+    )
+    fourth = ["--work-dir", "fourth"] if script == "train" else ["fourth"]
+    tool = f"{ROOT}/tools/{script}.py"
+    options = ["--launcher", "slurm", "--cfg-options", "a=1 2"]
+    assert words[start:] == ["python", "-u", tool, "config.py", *fourth, *options]
+    usage = subprocess.run(command[:3], env=env, capture_output=True, text=True)
+    assert usage.returncode == 2 and "Usage: bash tools/slurm" in usage.stderr

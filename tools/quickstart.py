@@ -26,28 +26,51 @@ ROOT = Path(__file__).resolve().parents[1]
 MAL = "configs/mal/mal_vit-demo_1xb16_demo.py"
 DETECTOR = "configs/mask_rcnn/mask-rcnn_demo-mal.py"
 DATA = Path("data/demo")
+HIDE_GPU = dict(CUDA_VISIBLE_DEVICES="")
 LABELS = dict(mal="MAL's masks", human="true masks", box="filled boxes")
 console = Console()
 
 
 class Stages:
-    """Runs the stages of the job and remembers in ``stages.json`` what each one took."""
+    """Runs the stages of the job and remembers in ``stages.json`` what each one took.
+
+    A stage that was interrupted counts all of its attempts.
+    """
 
     def __init__(self, work_dir: Path) -> None:
         self.file = work_dir / "stages.json"
-        self.seconds = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.stages = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.log_file = work_dir / "quickstart.log"
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return {name: round(stage["seconds"], 1) for name, stage in self.stages.items()}
 
     def run(self, name: str, result: Path, *command: str | Path, use_gpu: bool = True) -> None:
         """Runs one of the tools, unless it has run to its end before and its result is there."""
         words = [str(word) for word in command]
         console.rule(name, align="left")
-        if name in self.seconds and (ROOT / result).exists():
-            console.print(f"done before, in {self.seconds[name]:.0f} s")
-            return
+        stage = self.stages.setdefault(name, dict(seconds=0.0, done=False))
+        if stage["done"]:
+            if (ROOT / result).exists():
+                console.print(f"done before, in {stage['seconds']:.0f} s")
+                return
+            stage.update(seconds=0.0, done=False)  # its result was deleted: a new start
         console.print("python " + shlex.join(words), style="dim", soft_wrap=True)
-        env = os.environ | ({} if use_gpu else dict(CUDA_VISIBLE_DEVICES=""))
         start = time.monotonic()
+        try:
+            stage["done"] = self._succeeds(words, os.environ | ({} if use_gpu else HIDE_GPU))
+        finally:
+            stage["seconds"] += time.monotonic() - start
+            write_json(self.file, self.stages, indent=1)
+        if not stage["done"]:
+            raise SystemExit(
+                f"{name} failed; its output ends with\n"
+                + "\n".join(self.log_file.read_text().splitlines()[-15:])
+                + f"\nThe whole log: {self.log_file}. Run the same command again to go on."
+            )
+
+    def _succeeds(self, words: list[str], env: dict[str, str]) -> bool:
         with open(self.log_file, "a") as log:
             process = subprocess.Popen(
                 [sys.executable, *words],
@@ -61,14 +84,7 @@ class Stages:
                 log.write(line)
                 if "Epoch(" in line:  # of the logs the terminal gets the progress only
                     print(line[line.index("Epoch(") :].rstrip())
-        if process.wait():
-            raise SystemExit(
-                f"{name} failed with exit code {process.returncode}; its output ends with\n"
-                + "\n".join(self.log_file.read_text().splitlines()[-15:])
-                + f"\nThe whole log: {self.log_file}. Run the same command again to go on."
-            )
-        self.seconds[name] = round(time.monotonic() - start, 1)
-        write_json(self.file, self.seconds, indent=1)
+            return process.wait() == 0
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,7 +97,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ.update(HIDE_GPU)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda was asked for, but torch finds no NVIDIA GPU")
     work_dir = args.work_dir.resolve()

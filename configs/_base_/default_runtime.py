@@ -5,4 +5,6 @@ custom_imports = dict(imports=['mal_mmdet'], allow_failed_imports=False)
 # A resumed training deals the same samples as one that was not interrupted.
 randomness = dict(seed=0)
 custom_hooks = [dict(type='MeanTeacherHook', momentum=0.004)]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+# Every box has a mask; `tools/test.py --show-dir` draws them all, sure or not.
+default_hooks = dict(
+    checkpoint=dict(max_keep_ckpts=3), visualization=dict(score_thr=0.0))

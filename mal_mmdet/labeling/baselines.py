@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -87,16 +90,25 @@ def label_with_baseline(
             complete_crowd(ann, images[ann["image_id"]])
         else:
             by_image.setdefault(ann["image_id"], []).append(ann)
-    for info in track(coco["images"], description=method):
-        if info["id"] not in by_image:
-            continue
-        image = cv2.imread(str(Path(img_dir) / info["file_name"]))
-        if image is None:
-            raise ValueError(f"image {Path(img_dir) / info['file_name']} cannot be read")
-        for ann in by_image[info["id"]]:
-            x, y, w, h = ann["bbox"]
-            x0, x1 = pixel_span(x, x + w, image.shape[1])
-            y0, y1 = pixel_span(y, y + h, image.shape[0])
-            ann["segmentation"] = encode_mask(BASELINES[method](image, x0, y0, x1, y1))
-            ann["area"] = int(mask_utils.area(ann["segmentation"]))
+    paths = [Path(img_dir) / images[image_id]["file_name"] for image_id in by_image]
+    bboxes = [[ann["bbox"] for ann in anns] for anns in by_image.values()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV lets other threads run
+        found = pool.map(partial(_label_image, method), paths, bboxes)
+        found = track(found, description=method, total=len(paths))
+        for anns, rles in zip(by_image.values(), found):
+            for ann, rle in zip(anns, rles):
+                ann["segmentation"] = rle
+                ann["area"] = int(mask_utils.area(rle))
     write_json(out_file, coco)
+
+
+def _label_image(method: str, path: Path, bboxes: list[list[float]]) -> list[dict]:
+    image = cv2.imread(str(path))
+    if image is None:
+        raise ValueError(f"image {path} cannot be read")
+    rles = []
+    for x, y, w, h in bboxes:
+        x0, x1 = pixel_span(x, x + w, image.shape[1])
+        y0, y1 = pixel_span(y, y + h, image.shape[0])
+        rles.append(encode_mask(BASELINES[method](image, x0, y0, x1, y1)))
+    return rles
