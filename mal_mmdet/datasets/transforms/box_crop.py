@@ -39,14 +39,14 @@ class RandomExpandBBox(ExpandBBox):
     """Expands each side of a box by a random margin, as training does (paper, Sec. 3.2).
 
     Args:
-        margin: Largest margin m.
+        margin: Largest margin m: 1.2 in the released system, 0.2 in the paper.
         sampler: ``'paired'``, as in the released system: the sides of one axis draw from
             U(0, m) each and share a factor g ~ U(0, 1), one side takes g of its margin and the
             other 1 − g. ``'independent'``, as in the paper: every side draws from U(0, m) for
             itself, where the paper's θ is 1 + m.
     """
 
-    def __init__(self, margin: float = 1.2, sampler: str = "paired") -> None:
+    def __init__(self, margin: float, sampler: str = "paired") -> None:
         super().__init__(margin)
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler is {sampler!r}, but must be one of {SAMPLERS}")

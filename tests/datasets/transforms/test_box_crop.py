@@ -45,6 +45,6 @@ def test_a_box_is_clipped_to_the_image_in_the_crop():
 
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match=r"'both'.*paired.*independent"):
-        RandomExpandBBox(sampler="both")
+        RandomExpandBBox(margin=1.2, sampler="both")
     with pytest.raises(ValueError, match=r"'zeros'.*reflect.*wrap"):
         CropBBox(border="zeros")
