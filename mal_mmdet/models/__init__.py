@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from .data_preprocessor import CropDataPreprocessor
-from .decoders import AttentionDecoder
+from .decoders import (
+    AttentionDecoder,
+    FullyConnectedDecoder,
+    FullyConvolutionalDecoder,
+    QueryDecoder,
+)
 from .losses import CRFLoss, MILLoss
 from .mask_auto_labeler import MaskAutoLabeler
 from .mask_network import MaskNetwork
@@ -9,7 +14,10 @@ __all__ = [
     "AttentionDecoder",
     "CRFLoss",
     "CropDataPreprocessor",
+    "FullyConnectedDecoder",
+    "FullyConvolutionalDecoder",
     "MILLoss",
     "MaskAutoLabeler",
     "MaskNetwork",
+    "QueryDecoder",
 ]

@@ -178,3 +178,24 @@ def test_mae_weights_load_from_a_file_of_its_layout(tmp_path):
     grid = state["backbone.pos_embed"][:, 1:].view(1, 14, 14, 16).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, (4, 4), mode="bicubic", align_corners=False)
     torch.testing.assert_close(loaded["pos_embed"][:, 1:], grid.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    ["AttentionDecoder", "FullyConnectedDecoder", "FullyConvolutionalDecoder", "QueryDecoder"],
+)
+def test_decoders_are_swapped_by_one_line_of_config(demo, tmp_path, decoder):
+    model = MODELS.build(
+        tiny_config(demo, tmp_path, **{"model.network.decoder.type": decoder}).model
+    )
+    model.init_weights()
+    inputs, samples = training_batch()
+    sum(model(inputs, samples, mode="loss").values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.student.parameters())
+    assert any(p.grad.any() for p in model.student.decoder.parameters())
+    (result,) = model(
+        torch.randn(1, 3, SIZE, SIZE),
+        [image_sample([[10, 10, 30, 40]], [[8, 6, 32, 44]])],
+        mode="predict",
+    )
+    assert result.pred_instances.masks.shape == (1, 50, 60)

@@ -1,87 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from mmcv.cnn import ConvModule
 from mmdet.registry import MODELS
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mal_mmdet.structures import AREA_LIMITS
-
-SCALES = (0.5, 1.0, 2.0)  # of the feature map, for small, medium and large objects
+from .pixel_decoder import PixelDecoder
 
 
 @MODELS.register_module()
-class AttentionDecoder(BaseModule):
-    """Attention-based mask decoder ``D(E) = K(E) · V(E)`` (paper, Sec. 3.3).
+class AttentionDecoder(PixelDecoder):
+    """Attention-based decoder ``D(E) = K(E) · V(E)``, the paper's choice (Sec. 3.3).
 
-    K, the instance-aware head, pools the feature map to one vector per crop; V, the pixel-wise
-    head, keeps the map. A pixel's mask logit is the inner product of the two.
-
-    Args:
-        in_channels: Channels C of the encoder's feature map.
-        channels: Width of both heads.
-        scale_adaptive: Whether V sees the map resized by the object's size.
-        init_cfg: Initialisation; Kaiming for the convolutions by default.
+    K, the instance-aware head, pools the feature map to one vector per crop.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int = 256,
-        scale_adaptive: bool = True,
-        init_cfg: dict | None = None,
-    ) -> None:
-        super().__init__(init_cfg or dict(type="Kaiming", layer="Conv2d"))
-        self.scale_adaptive = scale_adaptive
+    def __init__(self, in_channels: int, channels: int = 256, **kwargs) -> None:
+        super().__init__(in_channels, channels, **kwargs)
         self.instance_head = nn.Sequential(
             nn.Linear(in_channels, channels), nn.ReLU(), nn.Linear(channels, channels)
         )
-        # ReLU closes every convolution, the last one too: V ≥ 0, the sign is K's.
-        self.pixel_head = nn.ModuleList(
-            ConvModule(in_channels if i == 0 else channels, channels, 3, padding=1)
-            for i in range(4)
-        )
 
-    def forward(self, features: Tensor, areas: Tensor) -> Tensor:
-        """Mask logits of each crop.
-
-        Args:
-            features: The encoder's map, shape (B, C, h, w).
-            areas: Areas of the original boxes in image pixels, shape (B,).
-
-        Returns:
-            Shape (B, 4h, 4w).
-        """
-        size = (4 * features.shape[2], 4 * features.shape[3])
-        keys = self.instance_head(features.mean((2, 3)))
-        if not self.scale_adaptive:
-            return self._logits(keys, features, size)
-        groups = torch.bucketize(areas, areas.new_tensor(AREA_LIMITS))
-        logits = None
-        for group, scale in enumerate(SCALES):
-            chosen = (groups == group).nonzero().squeeze(1)
-            if len(chosen) == 0:
-                continue
-            part = self._logits(keys[chosen], resize(features[chosen], scale), size)
-            if logits is None:
-                logits = part.new_zeros(len(areas), *size)
-            logits = logits.index_copy(0, chosen, part)
-        return logits
-
-    def _logits(self, keys: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
-        values = features
-        for i, conv in enumerate(self.pixel_head):
-            values = conv(resize(values, 2.0) if i == 3 else values)
-        logits = torch.einsum("bc,bchw->bhw", keys, values)
-        return F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-
-
-def resize(maps: Tensor, scale: float) -> Tensor:
-    """Bilinear resize of (B, C, h, w) maps by a factor; a side never falls under one cell."""
-    if scale == 1:
-        return maps
-    size = [max(round(side * scale), 1) for side in maps.shape[2:]]
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    def keys(self, features: Tensor) -> Tensor:
+        """K of the pooled map: (B, C, h, w) → (B, D)."""
+        return self.instance_head(features.mean((2, 3)))

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from abc import ABCMeta, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mal_mmdet.structures import AREA_LIMITS
+
+SCALES = (0.5, 1.0, 2.0)  # of the feature map, for small, medium and large objects
+
+
+class PixelDecoder(BaseModule, metaclass=ABCMeta):
+    """A decoder whose mask logit is the inner product of a key K and a pixel's values V.
+
+    V comes from the pixel-wise head here; where K comes from is what its subclasses differ in.
+
+    Args:
+        in_channels: Channels C of the encoder's feature map.
+        channels: Width D of both heads.
+        scale_adaptive: Whether V sees the map resized by the object's size.
+        init_cfg: Initialisation; Kaiming for the convolutions by default.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int = 256,
+        scale_adaptive: bool = True,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg or dict(type="Kaiming", layer="Conv2d"))
+        self.scale_adaptive = scale_adaptive
+        # ReLU closes every convolution, the last one too: V ≥ 0, the sign is K's.
+        self.pixel_head = nn.ModuleList(
+            ConvModule(in_channels if i == 0 else channels, channels, 3, padding=1)
+            for i in range(4)
+        )
+
+    @abstractmethod
+    def keys(self, features: Tensor) -> Tensor:
+        """The key of each crop: (B, C, h, w) → (B, D)."""
+
+    def forward(self, features: Tensor, areas: Tensor) -> Tensor:
+        """Mask logits of each crop.
+
+        Args:
+            features: The encoder's map, shape (B, C, h, w).
+            areas: Areas of the original boxes in image pixels, shape (B,).
+
+        Returns:
+            Shape (B, 4h, 4w).
+        """
+        size = (4 * features.shape[2], 4 * features.shape[3])
+        keys = self.keys(features)
+        if not self.scale_adaptive:
+            return self._logits(keys, features, size)
+        groups = torch.bucketize(areas, areas.new_tensor(AREA_LIMITS))
+        logits = None
+        for group, scale in enumerate(SCALES):
+            chosen = (groups == group).nonzero().squeeze(1)
+            if len(chosen) == 0:
+                continue
+            part = self._logits(keys[chosen], resize(features[chosen], scale), size)
+            if logits is None:
+                logits = part.new_zeros(len(areas), *size)
+            logits = logits.index_copy(0, chosen, part)
+        return logits
+
+    def _logits(self, keys: Tensor, features: Tensor, size: tuple[int, int]) -> Tensor:
+        values = features
+        for i, conv in enumerate(self.pixel_head):
+            values = conv(resize(values, 2.0) if i == 3 else values)
+        logits = torch.einsum("bc,bchw->bhw", keys, values)
+        return F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def resize(maps: Tensor, scale: float) -> Tensor:
+    """Bilinear resize of (B, C, h, w) maps by a factor; a side never falls under one cell."""
+    if scale == 1:
+        return maps
+    size = [max(round(side * scale), 1) for side in maps.shape[2:]]
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
