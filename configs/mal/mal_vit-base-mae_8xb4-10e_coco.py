@@ -6,10 +6,9 @@ _base_ = [
 
 model = dict(
     network=dict(
-        backbone=dict(
-            init_cfg=dict(
-                type='Pretrained',
-                checkpoint='https://mmassets.onedl.ai/mmselfsup/1.x/mae/mae_vit-base-p16_8xb512-fp16-coslr-1600e_in1k/mae_vit-base-p16_8xb512-fp16-coslr-1600e_in1k_20220825-f7569ca2.pth',  # noqa
-                prefix='backbone.'))))
+        init_cfg=dict(
+            type='PretrainedEncoder',
+            checkpoint='https://mmassets.onedl.ai/mmselfsup/1.x/mae/mae_vit-base-p16_8xb512-fp16-coslr-1600e_in1k/mae_vit-base-p16_8xb512-fp16-coslr-1600e_in1k_20220825-f7569ca2.pth'  # noqa
+        )))
 
 optim_wrapper = dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')

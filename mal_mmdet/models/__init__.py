@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from .backbones import ConvStemVisionTransformer
 from .data_preprocessor import CropDataPreprocessor
 from .decoders import (
     AttentionDecoder,
@@ -9,15 +10,19 @@ from .decoders import (
 from .losses import CRFLoss, MILLoss
 from .mask_auto_labeler import MaskAutoLabeler
 from .mask_network import MaskNetwork
+from .pretrained_encoder import PretrainedEncoder, load_encoder
 
 __all__ = [
     "AttentionDecoder",
     "CRFLoss",
+    "ConvStemVisionTransformer",
     "CropDataPreprocessor",
     "FullyConnectedDecoder",
     "FullyConvolutionalDecoder",
     "MILLoss",
     "MaskAutoLabeler",
     "MaskNetwork",
+    "PretrainedEncoder",
     "QueryDecoder",
+    "load_encoder",
 ]

@@ -69,6 +69,10 @@ class MaskAutoLabeler(BaseModel):
         super().init_weights()
         self.teacher.load_state_dict(self.student.state_dict())
 
+    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
+        """Depth of a parameter and number of depths, for layer-wise learning-rate decay."""
+        return self.student.backbone.get_layer_depth(param_name, "student.backbone.")
+
     def train(self, mode: bool = True) -> MaskAutoLabeler:
         """Sets the mode of the student; the teacher never leaves evaluation mode."""
         super().train(mode)

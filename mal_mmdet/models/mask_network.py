@@ -5,6 +5,8 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
+from . import decoders
+
 
 @MODELS.register_module()
 class MaskNetwork(BaseModule):
@@ -13,11 +15,20 @@ class MaskNetwork(BaseModule):
     Args:
         backbone: Config of any registered backbone whose last output is a feature map.
         decoder: Config of a mask decoder.
-        init_cfg: Initialisation.
+        init_cfg: Initialisation, such as a :class:`PretrainedEncoder`.
+
+    Raises:
+        ValueError: The decoder's type is not registered.
     """
 
     def __init__(self, backbone: dict, decoder: dict, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)
+        kind = decoder.get("type")
+        if isinstance(kind, str) and MODELS.get(kind) is None:
+            raise ValueError(
+                f"model.network.decoder.type is {kind!r}, but must be one of "
+                f"{', '.join(decoders.__all__)}, or another module registered in MODELS"
+            )
         self.backbone = MODELS.build(backbone)
         self.decoder = MODELS.build(decoder)
 
@@ -30,5 +41,30 @@ class MaskNetwork(BaseModule):
 
         Returns:
             Shape (B, 4h, 4w) for an encoder map of h × w.
+
+        Raises:
+            ValueError: The decoder cannot use the encoder's map, or its cells do not divide the
+                crop evenly.
         """
-        return self.decoder(self.backbone(images)[-1], areas)
+        features = self.backbone(images)[-1]
+        self._check(features, images)
+        return self.decoder(features, areas)
+
+    def _check(self, features: Tensor, images: Tensor) -> None:
+        channels = self.decoder.in_channels
+        if features.ndim != 4 or features.shape[1] != channels:
+            raise ValueError(
+                f"model.network.decoder.in_channels is {channels} and asks for a map of shape "
+                f"(B, {channels}, h, w), but model.network.backbone, a "
+                f"{type(self.backbone).__name__}, gives {tuple(features.shape)}: set in_channels "
+                "to its channels, and for a ViT of mmpretrain out_type='featmap'"
+            )
+        size, cells = images.shape[-1], features.shape[-1]
+        stride = round(size / cells)
+        if stride * cells != size:
+            low, high = size // stride * stride, -(-size // stride) * stride
+            raise ValueError(
+                f"CropBBox.size is {size} in the pipelines, but must be a multiple of the "
+                f"encoder's patch (model.network.backbone.patch_size, or its stride), {stride}: "
+                f"{low} or {high}"
+            )

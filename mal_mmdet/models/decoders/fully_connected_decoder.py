@@ -26,6 +26,7 @@ class FullyConnectedDecoder(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        self.in_channels = in_channels
         self.mask_size = mask_size
         self.mlp = nn.Sequential(
             nn.Linear(in_channels, channels), nn.ReLU(), nn.Linear(channels, mask_size**2)

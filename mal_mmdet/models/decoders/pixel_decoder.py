@@ -34,6 +34,7 @@ class PixelDecoder(BaseModule, metaclass=ABCMeta):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg or dict(type="Kaiming", layer="Conv2d"))
+        self.in_channels = in_channels
         self.scale_adaptive = scale_adaptive
         # ReLU closes every convolution, the last one too: V ≥ 0, the sign is K's.
         self.pixel_head = nn.ModuleList(

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from mmdet.registry import MODELS
+
+ARCH = dict(embed_dims=32, num_layers=1, num_heads=2, feedforward_channels=32)
+
+
+def network(decoder=None, **backbone):
+    vit = dict(type="mmpretrain.VisionTransformer", arch=ARCH, img_size=32, patch_size=8)
+    vit.update(dict(out_type="featmap"), **backbone)
+    decoder = decoder or dict(type="AttentionDecoder", in_channels=32, channels=8)
+    return MODELS.build(dict(type="MaskNetwork", backbone=vit, decoder=decoder))
+
+
+def run(model, size=32):
+    return model(torch.randn(1, 3, size, size), torch.tensor([500.0]))
+
+
+def test_an_unknown_decoder_names_the_field_and_the_known_ones():
+    with pytest.raises(ValueError, match=r"model.network.decoder.type is 'Magic'.*QueryDecoder"):
+        network(dict(type="Magic", in_channels=32))
+
+
+@pytest.mark.parametrize("decoder", ["AttentionDecoder", "FullyConnectedDecoder"])
+def test_a_map_of_other_channels_names_the_field(decoder):
+    model = network(dict(type=decoder, in_channels=48, channels=8))
+    with pytest.raises(ValueError, match=r"decoder.in_channels is 48.*gives \(1, 32, 4, 4\)"):
+        run(model)
+
+
+def test_an_encoder_without_a_map_says_what_to_set():
+    with pytest.raises(ValueError, match=r"gives \(1, 32\).*out_type='featmap'"):
+        run(network(out_type="cls_token"))
+
+
+def test_a_crop_that_the_patch_does_not_divide():
+    with pytest.raises(ValueError, match=r"CropBBox.size is 44.*patch_size.*8: 40 or 48"):
+        run(network(), size=44)
+    assert run(network(), size=48).shape == (1, 24, 24)
