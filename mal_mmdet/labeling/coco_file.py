@@ -113,9 +113,9 @@ def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
         return f"its category {ann['category_id']!r} is not in 'categories'"
     name = "coco_url" if "coco_url" in image and "file_name" not in image else "file_name"
     for key, kind, expected in (
-        (name, str, "a name, or 'coco_url' in its place"),
-        ("width", int, "pixels"),
-        ("height", int, "pixels"),
+        (name, str, "a text; an image needs a 'file_name', or a 'coco_url' in its place"),
+        ("width", int, "a number of pixels"),
+        ("height", int, "a number of pixels"),
     ):
         value = image.get(key)
         if not isinstance(value, kind) or not value or (kind is int and value < 0):
