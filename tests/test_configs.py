@@ -9,11 +9,15 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.structures import InstanceData
 
+from mal_mmdet.datasets import boxes_to_coco, build_training_boxes
+from mal_mmdet.labeling import write_json
 from tests.conftest import ROOT
+from tests.tiny_sets import CONVERTED, TINY_SETS, config_path, set_data_root
 
 MAL = sorted((ROOT / "configs/mal").glob("*.py"))
 DETECTORS = sorted((ROOT / "configs/mask_rcnn").glob("*.py"))
 MAIN = ROOT / "configs/mal/mal_vit-base-mae_8xb4-10e_coco.py"
+OTHER_SETS = [config_path(name) for name in TINY_SETS]  # the main run on other data
 
 
 def names(paths):
@@ -29,14 +33,13 @@ def test_detectors_build(path):
 def distinct_architectures():
     """One config for each architecture; the large ones, a minute each, are marked slow."""
     seen = {}
-    for path in MAL:
-        network = Config.fromfile(path).model.network
+    for path in [MAIN, *MAL]:
+        network = Config.fromfile(path).model.network.to_dict()
         network.pop("init_cfg", None)
-        seen.setdefault(network.dump(), path)
+        seen.setdefault(repr(network), path)
     slow = ("vit-large", "vit-huge")
-    for path in seen.values():
-        marks = [pytest.mark.slow] if any(name in path.stem for name in slow) else []
-        yield pytest.param(path, id=path.stem, marks=marks)
+    marks = {p: [pytest.mark.slow] if any(s in p.stem for s in slow) else [] for p in MAL}
+    return [pytest.param(path, id=path.stem, marks=marks[path]) for path in seen.values()]
 
 
 @pytest.mark.parametrize("path", distinct_architectures())
@@ -76,7 +79,34 @@ def test_pretrained_weights_are_named(path):
         assert init_cfg.checkpoint.startswith(("https://mmassets.onedl.ai/", "hf-hub:timm/"))
 
 
-@pytest.mark.parametrize("path", MAL, ids=names(MAL))
+@pytest.mark.parametrize("path", OTHER_SETS, ids=names(OTHER_SETS))
+def test_other_data_sets_change_nothing_but_the_data(path):
+    main, other = Config.fromfile(MAIN).to_dict(), Config.fromfile(path).to_dict()
+    for cfg in (main, other):
+        for loader in ("train_dataloader", "test_dataloader"):
+            del cfg[loader]["dataset"]["dataset"]
+        del cfg["data_root"], cfg["test_evaluator"]
+    assert main == other
+
+
+def crop_of(sample):
+    inputs = sample["inputs"]
+    return inputs["student"] if isinstance(inputs, dict) else inputs[0]
+
+
+def assert_boxes_alone(sample):
+    packed = sample["data_samples"]
+    packed = packed["student"] if isinstance(packed, dict) else packed
+    boxes = {"bboxes", "ori_bboxes", "crop_bboxes", "areas", "labels", "ann_ids", "ann_indices"}
+    assert packed.keys() == ["gt_instances"]
+    assert boxes - {"ann_ids", "ann_indices"} <= set(packed.gt_instances.keys()) <= boxes
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MAL if path not in OTHER_SETS],
+    ids=names(path for path in MAL if path not in OTHER_SETS),
+)
 def test_phase_1_reads_boxes_only(path, demo):
     cfg = Config.fromfile(path)
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
@@ -91,9 +121,27 @@ def test_phase_1_reads_boxes_only(path, demo):
         )
         size = dataset.pipeline[1].size
         sample = DATASETS.build(dataset)[0]
-        inputs = sample["inputs"]
-        crop = inputs["student"] if isinstance(inputs, dict) else inputs[0]
-        assert crop.shape == (3, size, size)
+        assert crop_of(sample).shape == (3, size, size)
+        assert_boxes_alone(sample)
+
+
+@pytest.mark.parametrize("name", TINY_SETS)
+def test_phase_1_reads_boxes_only_of_other_data_sets(name, tmp_path):
+    """From the folders that mmdet documents; tests/datasets/test_formats.py reads every box."""
+    TINY_SETS[name](tmp_path)
+    cfg = Config.fromfile(config_path(name))
+    set_data_root([cfg.train_dataloader, cfg.test_dataloader], tmp_path)
+    source = cfg.test_dataloader.dataset.dataset
+    assert source.type == "CocoBoxDataset"
+    if name in CONVERTED:
+        boxes = boxes_to_coco(build_training_boxes(cfg), tmp_path / CONVERTED[name])
+        write_json(tmp_path / source.ann_file, boxes)
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        assert loader.dataset.type == "BoxCropDataset"
+        size = loader.dataset.pipeline[1].size
+        dataset = DATASETS.build(loader.dataset)
+        assert_boxes_alone(dataset[0])
+        assert size == 512 and crop_of(dataset[0]).shape == (3, size, size)
 
 
 def test_the_main_run_is_the_papers():

@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 from mal_mmdet.datasets.demo_dataset import SIZE
 from mal_mmdet.labeling import read_coco, write_json
 from tests.conftest import ROOT, tiny_config
+from tests.tiny_sets import config_path, make_voc
 
 
 def run(*command, code=0):
@@ -245,6 +246,52 @@ def test_boxes_only_and_evaluate_labels(demo, tmp_path):
     done = run("tools/evaluate_labels.py", truth, truth, "--out", figures)
     assert "1.0000" in done.stdout
     assert json.loads(figures.read_text())["miou"] == 1
+
+
+def test_boxes_to_coco(tmp_path):
+    make_voc(tmp_path)
+    tool, out = "tools/dataset_converters/boxes_to_coco.py", tmp_path / "annotations/boxes.json"
+    part = "train_dataloader.dataset.dataset.datasets"
+    options = [f"{part}.{i}.data_root={tmp_path}" for i in range(2)]
+    files = [config_path("voc"), out, "--img-dir", tmp_path]
+    done = run(tool, *files, "--cfg-options", *options)
+    assert f"boxes: {out}" in done.stdout
+    coco = read_coco(out)
+    assert [a["bbox"] for a in coco["annotations"]][::2] == [[5, 10, 60, 50], [40, 20, 70, 60]]
+    assert "segmentation" not in out.read_text()
+    detector = ROOT / "configs/mask_rcnn/mask-rcnn_demo-mal.py"
+    done = run(tool, detector, tmp_path / "no.json", "--img-dir", tmp_path, code=1)
+    assert "expected 'BoxCropDataset'" in done.stderr and not (tmp_path / "no.json").exists()
+
+
+def test_youtube_vis_there_and_back(trained, demo, tmp_path):
+    """Split, labeled by the network, merged; one frame's image is missing."""
+    tool, frames = "tools/dataset_converters/youtube_vis.py", tmp_path / "frames/v"
+    frames.mkdir(parents=True)
+    for i in (1, 2):
+        (frames / f"{i}.jpg").write_bytes((demo / f"train/0000{i}.jpg").read_bytes())
+    video = dict(
+        id=5, width=SIZE, height=SIZE, length=3, file_names=["v/1.jpg", "v/2.jpg", "v/3.jpg"]
+    )
+    boxes = [[20.0, 30.0, 90.0, 80.0], None, [25.0, 30.0, 90.0, 80.0]]
+    track = dict(id=8, video_id=5, category_id=1, iscrowd=0, bboxes=boxes, note="kept")
+    second = dict(id=9, video_id=5, category_id=1, iscrowd=0, bboxes=[None, [9, 8, 70, 60], None])
+    vis = dict(videos=[video], categories=[dict(id=1, name="a")], annotations=[track, second])
+    write_json(tmp_path / "vis.json", vis)
+    run(tool, "split", tmp_path / "vis.json", tmp_path / "boxes.json")
+    labels, out = tmp_path / "labels.json", tmp_path / "out.json"
+    label(trained, tmp_path / "boxes.json", tmp_path / "frames", labels, code=3)
+    done = run(tool, "merge", tmp_path / "vis.json", labels, out, code=3)
+    assert "1 boxes have no mask" in done.stdout and f"labels: {out}" in done.stdout
+    merged = json.loads(out.read_text())
+    first, other = merged["annotations"]
+    assert first["note"] == "kept" and first["bboxes"] == [boxes[0], None, None]
+    assert [rle is None for rle in first["segmentations"]] == [False, True, True]
+    assert [rle is None for rle in other["segmentations"]] == [True, False, True]
+    mask = mask_utils.decode(first["segmentations"][0])
+    assert first["areas"][0] == mask.sum() == mask[30:110, 20:110].sum() > 0
+    done = run(tool, "split", labels, out, code=1)
+    assert "no list 'videos'" in done.stderr
 
 
 def test_test_tool_prints_mask_iou(trained, tmp_path):

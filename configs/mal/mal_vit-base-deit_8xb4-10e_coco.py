@@ -3,8 +3,6 @@ _base_ = './mal_vit-base-mae_8xb4-10e_coco.py'
 
 model = dict(
     network=dict(
-        backbone=dict(
-            arch='deit-base'),
         init_cfg=dict(
             checkpoint='https://mmassets.onedl.ai/mmclassification/v0/deit/deit-base_3rdparty_pt-16xb64_in1k_20211124-6f40c188.pth'  # noqa
         )))

@@ -25,7 +25,7 @@ def generate_labels(
         cfg: Config of a trained :class:`MaskAutoLabeler`.
         checkpoint: Its weights.
         ann_file: COCO file with the boxes.
-        img_dir: Folder that the file's ``file_name``s are relative to.
+        img_dir: Folder that the file's images are relative to, see :func:`image_file`.
         out_file: COCO file to write; a report stands beside it, see :class:`LabelWriter`.
         label_source, flip_test, thresholds: Override the model's, see
             :class:`MaskAutoLabeler`.

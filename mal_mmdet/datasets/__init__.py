@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from .box_crop_dataset import BoxCropDataset
+from .boxes_to_coco import boxes_to_coco, build_training_boxes
 from .coco_box_dataset import CocoBoxDataset
+from .openimages_box_dataset import OpenImagesBoxDataset
 from .seeded_sampler import SeededSampler
 from .transforms import CropBBox, ExpandBBox, PackBoxCrop, RandomExpandBBox
 
@@ -9,7 +11,10 @@ __all__ = [
     "CocoBoxDataset",
     "CropBBox",
     "ExpandBBox",
+    "OpenImagesBoxDataset",
     "PackBoxCrop",
     "RandomExpandBBox",
     "SeededSampler",
+    "boxes_to_coco",
+    "build_training_boxes",
 ]

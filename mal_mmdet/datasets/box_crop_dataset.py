@@ -22,8 +22,9 @@ class BoxCropDataset(Dataset):
     """Turns any mmdet data set into crops of its boxes.
 
     For training a sample is one box. With ``group_by_image``, for labeling, a sample is one
-    image with the crops of all its boxes, so that the image is read once. Crowd boxes are left
-    out of both.
+    image with the crops of all its boxes, so that the image is read once. Boxes to ignore are
+    left out of both: ``ignore_flag`` (crowds, and what PASCAL VOC calls difficult) and
+    ``is_group_of`` of OpenImages, a box around several objects.
 
     The wrapped data set's own pipeline only loads the image. Of its ``instances`` nothing but
     ``bbox``, ``bbox_label``, ``ignore_flag`` and the annotation's id and index is handed on.
@@ -53,8 +54,8 @@ class BoxCropDataset(Dataset):
             for j, instance in enumerate(self.dataset.get_data_info(i)["instances"]):
                 x0, y0, x1, y1 = instance["bbox"]
                 width, height = x1 - x0, y1 - y0
-                crowd = instance.get("ignore_flag", 0)
-                if not crowd and width * height > min_area and min(width, height) > min_side:
+                ignored = instance.get("ignore_flag", 0) or instance.get("is_group_of", False)
+                if not ignored and width * height > min_area and min(width, height) > min_side:
                     images.append(i)
                     instances.append(j)
         # One row a box: index of the image and of the instance within it.

@@ -8,7 +8,7 @@ from mmdet.datasets import BaseDetDataset
 from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
-from mal_mmdet.labeling import find_problems, read_coco
+from mal_mmdet.labeling import find_problems, image_file, read_coco
 
 
 @DATASETS.register_module()
@@ -18,7 +18,16 @@ class CocoBoxDataset(BaseDetDataset):
     Unlike ``CocoDataset`` it keeps the id and place of every annotation, takes the classes from
     the file, says which annotations it cannot use and why, and never reads a mask: an
     annotation file with masks trains the same network as one without.
+
+    Args:
+        path_parts: So many last parts of a ``file_name`` make up the path under
+            ``data_prefix``; all if not given. Objects365 v2 needs 2, since its
+            ``images/v1/patch8/x.jpg`` lies in ``patch8/x.jpg``.
     """
+
+    def __init__(self, *args, path_parts: int | None = None, **kwargs) -> None:
+        self.path_parts = path_parts
+        super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """One entry an image that has boxes.
@@ -43,7 +52,9 @@ class CocoBoxDataset(BaseDetDataset):
                 info["id"],
                 dict(
                     img_id=info["id"],
-                    img_path=osp.join(self.data_prefix.get("img", ""), info["file_name"]),
+                    img_path=osp.join(
+                        self.data_prefix.get("img", ""), image_file(info, self.path_parts)
+                    ),
                     height=info["height"],
                     width=info["width"],
                     instances=[],

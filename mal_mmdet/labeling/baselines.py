@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 from rich.progress import track
 
-from .coco_file import find_problems, read_coco, write_json
+from .coco_file import find_problems, image_file, read_coco, write_json
 from .label_writer import complete_crowd, encode_mask
 from .paste import pixel_span
 
@@ -90,7 +90,7 @@ def label_with_baseline(
             complete_crowd(ann, images[ann["image_id"]])
         else:
             by_image.setdefault(ann["image_id"], []).append(ann)
-    paths = [Path(img_dir) / images[image_id]["file_name"] for image_id in by_image]
+    paths = [Path(img_dir) / image_file(images[image_id]) for image_id in by_image]
     bboxes = [[ann["bbox"] for ann in anns] for anns in by_image.values()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV lets other threads run
         found = pool.map(partial(_label_image, method), paths, bboxes)

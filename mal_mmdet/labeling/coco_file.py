@@ -8,7 +8,7 @@ import math
 import os
 import tempfile
 from numbers import Real
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 
@@ -19,19 +19,7 @@ def read_coco(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: No such file.
         ValueError: Not JSON, or not the structure of a COCO file; says what is missing.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            coco = json.load(file)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"annotation file {path} does not exist") from None
-    except ValueError as error:
-        raise ValueError(f"annotation file {path} is not valid JSON: {error}") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(coco, dict) or not isinstance(coco.get(key), list):
-            raise ValueError(
-                f"annotation file {path} has no list {key!r}; expected COCO's format, an object "
-                "with the lists 'images', 'annotations' and 'categories'"
-            )
+    coco = read_lists(path, ("images", "annotations", "categories"), "COCO's format")
     for key, needed in (("images", ("id",)), ("categories", ("id", "name"))):
         for i, entry in enumerate(coco[key]):
             for name in needed:
@@ -40,6 +28,51 @@ def read_coco(path: str | Path) -> dict[str, Any]:
         if len({entry["id"] for entry in coco[key]}) != len(coco[key]):
             raise ValueError(f"ids of {key} in {path} are not unique")
     return coco
+
+
+def read_lists(path: str | Path, keys: tuple[str, ...], expected: str) -> dict[str, Any]:
+    """Reads an annotation file, a JSON object that has a list under each of ``keys``.
+
+    Args:
+        path: The file.
+        keys: What it has to have.
+        expected: Name of the format, for the errors.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not JSON, or a list is missing.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"annotation file {path} does not exist") from None
+    except ValueError as error:
+        raise ValueError(f"annotation file {path} is not valid JSON: {error}") from None
+    for key in keys:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise ValueError(
+                f"annotation file {path} has no list {key!r}; expected {expected}, an object "
+                f"with the lists {', '.join(map(repr, keys))}"
+            )
+    return content
+
+
+def image_file(image: dict[str, Any], path_parts: int | None = None) -> str:
+    """File of an image, relative to the folder of the images.
+
+    That is ``file_name``. LVIS v1 has none: there, as in mmdet, the last two parts of
+    ``coco_url``, such as ``train2017/000000391895.jpg``.
+
+    Args:
+        image: The image's entry in the COCO file, sound in the eyes of :func:`find_problems`.
+        path_parts: So many last parts of the name are used; all if not given.
+    """
+    if "file_name" not in image:
+        return "/".join(PurePosixPath(image["coco_url"]).parts[-2:])
+    if path_parts is None:
+        return image["file_name"]
+    return "/".join(PurePosixPath(image["file_name"]).parts[-path_parts:])
 
 
 def find_problems(coco: dict[str, Any]) -> dict[int, str]:
@@ -78,10 +111,15 @@ def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
         return f"its image {ann['image_id']!r} is not in 'images'"
     if ann["category_id"] not in categories:
         return f"its category {ann['category_id']!r} is not in 'categories'"
-    for key, kind in (("file_name", str), ("width", int), ("height", int)):
+    name = "coco_url" if "coco_url" in image and "file_name" not in image else "file_name"
+    for key, kind, expected in (
+        (name, str, "a text; an image needs a 'file_name', or a 'coco_url' in its place"),
+        ("width", int, "a number of pixels"),
+        ("height", int, "a number of pixels"),
+    ):
         value = image.get(key)
         if not isinstance(value, kind) or not value or (kind is int and value < 0):
-            return f"{key!r} of its image {image['id']!r} is {value!r:.40}"
+            return f"{key!r} of its image {image['id']!r} is {value!r:.40}, expected {expected}"
     bbox = ann["bbox"]
     numeric = isinstance(bbox, list) and all(
         isinstance(v, Real) and not isinstance(v, bool) for v in bbox

@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from mal_mmdet.evaluation.mask_iou import to_rle
-from mal_mmdet.labeling import read_coco
+from mal_mmdet.labeling import image_file, read_coco
 from mal_mmdet.structures import bbox_to_crop, crop_and_resize, expand_bbox
 
 GREEN, ORANGE, BLUE = (60, 220, 60), (255, 140, 0), (60, 120, 255)
@@ -46,7 +46,7 @@ def draw_label_sheet(
     tiles = []
     for ann in (annotations[i] for i in sorted(order)):
         info = images[ann["image_id"]]
-        image = np.asarray(Image.open(Path(img_dir) / info["file_name"]).convert("RGB"))
+        image = np.asarray(Image.open(Path(img_dir) / image_file(info)).convert("RGB"))
         rles = [to_rle(a["segmentation"], info) for a in (pred[ann["id"]], ann)]
         masks = [mask_utils.decode(rle).astype(bool) for rle in rles]
         iou = float(mask_utils.iou(rles[:1], rles[1:], [0])[0, 0])

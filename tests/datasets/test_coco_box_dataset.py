@@ -49,6 +49,15 @@ def test_says_which_annotations_it_leaves_out(demo, tmp_path, monkeypatch):
     assert kept == len(coco["annotations"]) - 1
 
 
+def test_the_last_parts_of_a_file_name(demo, tmp_path):
+    coco = read_coco(demo / "boxes_train.json")
+    coco["images"][0]["file_name"] = "images/v1/patch8/a.jpg"
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(coco))
+    assert build(path).get_data_info(0)["img_path"] == "imgs/images/v1/patch8/a.jpg"
+    assert build(path, path_parts=2).get_data_info(0)["img_path"] == "imgs/patch8/a.jpg"
+
+
 def test_missing_file_and_wrong_structure(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.json does not exist"):
         build(tmp_path / "no.json")

@@ -11,6 +11,7 @@ from mal_mmdet.labeling.baselines import (
     inscribed_ellipse,
     label_with_baseline,
 )
+from tests.tiny_sets import make_lvis
 
 
 def test_ellipse_fills_its_share_of_the_box():
@@ -54,3 +55,10 @@ def test_bad_input_is_named(demo, tmp_path):
     with pytest.raises(ValueError, match=r"00001\.jpg cannot be read"):
         label_with_baseline("box", demo / "boxes_val.json", tmp_path, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+
+
+def test_labels_lvis_whose_images_have_no_names(tmp_path):
+    make_lvis(tmp_path)
+    ann_file, out = tmp_path / "annotations/lvis_v1_train.json", tmp_path / "box.json"
+    label_with_baseline("box", ann_file, tmp_path, out)
+    assert [ann["area"] for ann in read_coco(out)["annotations"]] == [60 * 50, 70 * 60, 80 * 80]

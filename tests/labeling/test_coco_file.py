@@ -6,6 +6,7 @@ import pytest
 
 from mal_mmdet.labeling import (
     find_problems,
+    image_file,
     read_coco,
     strip_masks,
     without_nan,
@@ -91,12 +92,36 @@ def test_files_that_are_no_coco_files(tmp_path, content, words):
         (dict(height="80"), "'height' of its image 1 is '80'"),
         (dict(height=-80), "'height' of its image 1 is -80"),
         (dict(file_name=3), "'file_name' of its image 1 is 3"),
+        (dict(file_name=None, coco_url="http://a/b/c.jpg"), "'file_name' of its image 1 is None"),
     ],
 )
 def test_an_image_entry_that_cannot_be_used(change, words):
     data = coco()
     data["images"][0].update(change)
     assert words in find_problems(data)[0]
+
+
+@pytest.mark.parametrize("url, sound", [("http://a.org/val2017/1.jpg", True), ("", False)])
+def test_an_image_with_a_url_instead_of_a_name(url, sound):
+    data = coco()
+    del data["images"][0]["file_name"]
+    data["images"][0]["coco_url"] = url
+    problems = find_problems(data)
+    assert problems == {} if sound else "'coco_url' of its image 1 is ''" in problems[0]
+
+
+@pytest.mark.parametrize(
+    "image, parts, expected",
+    [
+        (dict(file_name="images/v1/patch8/x.jpg"), None, "images/v1/patch8/x.jpg"),
+        (dict(file_name="images/v1/patch8/x.jpg"), 2, "patch8/x.jpg"),
+        (dict(file_name="x.jpg"), 2, "x.jpg"),
+        (dict(coco_url="http://images.cocodataset.org/val2017/7.jpg"), None, "val2017/7.jpg"),
+        (dict(coco_url="http://a.org/val2017/7.jpg", file_name="b/8.jpg"), None, "b/8.jpg"),
+    ],
+)
+def test_image_file(image, parts, expected):
+    assert image_file(image, parts) == expected
 
 
 def test_without_nan():

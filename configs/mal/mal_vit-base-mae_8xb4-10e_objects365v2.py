@@ -1,0 +1,5 @@
+# The main run on Objects365 v2.
+_base_ = [
+    '../_base_/models/mal_vit-base-mae.py', '../_base_/datasets/objects365v2_boxes.py',
+    '../_base_/schedules/mal_amp-10e.py', '../_base_/default_runtime.py'
+]

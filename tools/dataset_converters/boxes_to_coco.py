@@ -1,0 +1,42 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Writes the boxes that a config trains on as a COCO file: what generate_labels.py reads.
+
+For data sets whose files are no COCO files, such as PASCAL VOC and OpenImages.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mmengine.config import Config, DictAction
+
+from mal_mmdet.datasets import boxes_to_coco, build_training_boxes
+from mal_mmdet.labeling import write_json
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="config of phase 1")
+    parser.add_argument("boxes", help="COCO file to write")
+    parser.add_argument(
+        "--img-dir", required=True, help="folder that the names of the images are relative to"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="settings that override the config's, such as another part of the data set in "
+        "train_dataloader.dataset.dataset.ann_file",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    args = parse_args()
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    write_json(args.boxes, boxes_to_coco(build_training_boxes(cfg), args.img_dir))
+    print(f"boxes: {args.boxes}")
