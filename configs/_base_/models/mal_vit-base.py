@@ -16,6 +16,11 @@ model = dict(
             out_type='featmap'),
         decoder=dict(type='AttentionDecoder', in_channels=768)),
     mil_loss=dict(type='MILLoss', loss_weight=4.0, warmup_iters=1000),
-    crf_loss=dict(type='CRFLoss', loss_weight=0.5, warmup_iters=4000),
+    crf_loss=dict(
+        type='CRFLoss',
+        loss_weight=0.5,
+        warmup_iters=4000,
+        zeta=0.1,
+        omega=1.0),
     label_source='student',
     thresholds=0.1)

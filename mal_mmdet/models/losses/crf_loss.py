@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import torch
 from mmdet.models.losses.dice_loss import dice_loss
 from mmdet.registry import MODELS
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ class CRFLoss(nn.Module):
         omega: Strength ω of the pairwise weights (2 in the paper's text, 1 in its system).
         kernel_size: Side of the neighbourhood.
         num_steps: Mean-field steps.
+        teacher_weight: Share of the teacher in the probabilities that the mean field refines;
+            0 leaves the student alone (the paper's ablation of the teacher).
     """
 
     def __init__(
@@ -29,10 +32,12 @@ class CRFLoss(nn.Module):
         omega: float = 1.0,
         kernel_size: int = 3,
         num_steps: int = 100,
+        teacher_weight: float = 0.5,
     ) -> None:
         super().__init__()
         self.loss_weight = loss_weight
         self.warmup_iters = warmup_iters
+        self.teacher_weight = teacher_weight
         self.mean_field_cfg = dict(
             zeta=zeta, omega=omega, kernel_size=kernel_size, num_steps=num_steps
         )
@@ -48,6 +53,6 @@ class CRFLoss(nn.Module):
             box_masks: Box masks t at mask resolution, shape (B, h, w).
             images: Normalised student view at mask resolution, shape (B, 3, h, w).
         """
-        average = (probs.detach() + teacher_probs) / 2
+        average = torch.lerp(probs.detach(), teacher_probs, self.teacher_weight)
         masks = mean_field(average, box_masks, images, **self.mean_field_cfg)
         return self.loss_weight * dice_loss(probs, masks)

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import pytest
 import torch
 
 from mal_mmdet.models import CRFLoss, MILLoss
@@ -62,3 +63,14 @@ def test_crf_loss_is_dice_to_the_mean_field_of_the_average(monkeypatch):
     assert seen["options"] == dict(zeta=0.2, omega=2.0, kernel_size=5, num_steps=7)
     found.backward()
     assert probs.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("teacher_weight", [0.0, 0.3])
+def test_share_of_the_teacher(monkeypatch, teacher_weight):
+    probs, box = example()
+    teacher, seen = torch.rand_like(probs), []
+    name = "mal_mmdet.models.losses.crf_loss.mean_field"
+    monkeypatch.setattr(name, lambda q, *a, **k: seen.append(q) or q > 0.5)
+    CRFLoss(teacher_weight=teacher_weight)(probs, teacher, box, torch.zeros(3, 3, 6, 8))
+    expected = (1 - teacher_weight) * probs + teacher_weight * teacher
+    torch.testing.assert_close(seen[0], expected)

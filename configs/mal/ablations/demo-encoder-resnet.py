@@ -1,0 +1,16 @@
+# A small ResNet at the demo's size; its third and last stage has stride 4.
+_base_ = '../mal_vit-demo_1xb16_demo.py'
+
+model = dict(
+    network=dict(
+        backbone=dict(
+            _delete_=True,
+            type='mmpretrain.ResNet_CIFAR',
+            depth=18,
+            stem_channels=32,
+            base_channels=32,
+            num_stages=3,
+            strides=(1, 2, 2),
+            dilations=(1, 1, 1),
+            out_indices=(2, ),
+            norm_cfg=dict(type='GN', num_groups=8))))

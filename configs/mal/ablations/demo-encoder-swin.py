@@ -1,0 +1,14 @@
+# A small Swin at the demo's size; its second and last stage has stride 4.
+_base_ = '../mal_vit-demo_1xb16_demo.py'
+
+model = dict(
+    network=dict(
+        backbone=dict(
+            _delete_=True,
+            type='mmpretrain.SwinTransformer',
+            arch=dict(embed_dims=64, depths=[2, 4], num_heads=[2, 4]),
+            img_size=64,
+            patch_size=2,
+            window_size=4,
+            drop_path_rate=0.0,
+            out_indices=(1, ))))

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs configs that differ in one thing each, and puts what came out into one table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from mal_mmdet.labeling import without_nan, write_json
+
+COLUMNS = ("miou", "miou_category", "miou_small", "miou_medium", "miou_large")
+
+
+def rebase(config: str | Path, base: str | Path) -> str:
+    """The text of a config that inherits from one other, made to inherit from ``base``.
+
+    Raises:
+        ValueError: The config does not have exactly one line ``_base_ = '…'``.
+    """
+    text, number = re.subn(
+        r"^_base_ = ['\"].*['\"]$",
+        f"_base_ = {str(Path(base).resolve())!r}",
+        Path(config).read_text(encoding="utf-8"),
+        flags=re.MULTILINE,
+    )
+    if number != 1:
+        raise ValueError(
+            f"{config} has {number} lines such as `_base_ = './other.py'`, expected one: only a "
+            "config that inherits from one other can be given another base"
+        )
+    return text
+
+
+def run_ablation(
+    configs: Sequence[str | Path],
+    work_dir: str | Path,
+    base: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Trains and tests every config and writes ``table.csv`` and ``table.md``.
+
+    What is done is not done again, an interrupted training goes on.
+
+    Args:
+        configs: Configs of phase 1 whose ``test_evaluator`` is a :class:`MaskIoUMetric`.
+        work_dir: Gets a folder for each config, with the config that ran, and the tables.
+        base: A config that all others inherit from in place of their own base, and the first
+            row of the table; so that a list of changes runs at another scale, on other data.
+        options: Settings that override those of all configs.
+
+    Returns:
+        The rows of the table: ``name``, ``description``, ``COLUMNS`` and ``minutes``.
+
+    Raises:
+        ValueError: Two configs have the same name, or one cannot be rebased.
+    """
+    work_dir = Path(work_dir)
+    paths = [Path(config) for config in ([base] if base else []) + list(configs)]
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError(f"configs must have different names, got {', '.join(names)}")
+    # All are read before the first one runs for hours.
+    texts = [rebase(path, base) if base and path != paths[0] else None for path in paths]
+    rows = []
+    for path, text in zip(paths, texts):
+        folder = work_dir / path.stem
+        if text is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / path.name).write_text(text, encoding="utf-8")
+        cfg = Config.fromfile(path if text is None else folder / path.name)
+        cfg.merge_from_dict(dict(options or {}))
+        cfg.work_dir = str(folder)
+        rows.append(dict(name=path.stem, description=description(path), **run_once(cfg)))
+        write_tables(work_dir, rows)
+    return rows
+
+
+def run_once(cfg: Config) -> dict[str, float]:
+    """Trains and tests one config, unless its ``result.json`` is there.
+
+    Returns:
+        The metrics without their prefix, and ``minutes``, those of an earlier, interrupted part
+        of the training not counted.
+    """
+    result_file = Path(cfg.work_dir) / "result.json"
+    if result_file.exists():
+        return json.loads(result_file.read_text())
+    cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
+    start = time.monotonic()
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    metrics = runner.test()
+    result = {key.rpartition("/")[2]: value for key, value in metrics.items()}
+    result["minutes"] = round((time.monotonic() - start) / 60, 1)
+    write_json(result_file, without_nan(result), indent=1)
+    return json.loads(result_file.read_text())
+
+
+def description(config: Path) -> str:
+    """The comment that a config opens with, as one line."""
+    lines = []
+    for line in config.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines)
+
+
+def write_tables(work_dir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the rows so far as ``table.csv`` and ``table.md``."""
+    fields = ("name", "description", *COLUMNS, "minutes")
+    with open(work_dir / "table.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = ["| config | what it changes | mIoU | by category | small | medium | large |"]
+    lines.append("| --- " * 7 + "|")
+    for row in rows:
+        values = [row.get(column) for column in COLUMNS]
+        figures = ["" if value is None else f"{value:.3f}" for value in values]
+        lines.append(f"| {' | '.join([row['name'], row['description'], *figures])} |")
+    (work_dir / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,41 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Trains and tests a list of configs and writes one table of their mask IoU (CSV, Markdown)."""
+
+from __future__ import annotations
+
+import argparse
+
+from mmengine.config import DictAction
+from rich.console import Console
+from rich.markdown import Markdown
+
+from mal_mmdet.apis import run_ablation
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("configs", nargs="+", help="configs, such as configs/mal/ablations/*.py")
+    parser.add_argument(
+        "--base",
+        help="config that all others inherit from instead of their own base, and the first row: "
+        "the changes then run on its data and at its scale",
+    )
+    parser.add_argument("--work-dir", default="work_dirs/ablation")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, help="settings that override all configs'"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    run_ablation(args.configs, args.work_dir, args.base, args.cfg_options)
+    table = f"{args.work_dir}/table.md"
+    with open(table, encoding="utf-8") as file:
+        Console().print(Markdown(file.read()))
+    print(f"tables: {table}, {args.work_dir}/table.csv")
+
+
+if __name__ == "__main__":
+    main()
