@@ -247,6 +247,25 @@ def test_boxes_only_and_evaluate_labels(demo, tmp_path):
     assert json.loads(figures.read_text())["miou"] == 1
 
 
+def test_evaluate_labels_by_category_group_and_boundary(demo, tmp_path):
+    truth, figures = demo / "instances_val.json", tmp_path / "figures.json"
+    coco = read_coco(truth)
+    names = {c["id"]: c["name"] for c in coco["categories"]}
+    present = sorted({names[a["category_id"]] for a in coco["annotations"]})
+    write_json(tmp_path / "groups.json", dict(some=present[:2]))
+    options = ["--classwise", "--boundary", "--groups", tmp_path / "groups.json"]
+    done = run("tools/evaluate_labels.py", truth, truth, *options, "--out", figures)
+    found = json.loads(figures.read_text())
+    assert "Boundary IoU" in done.stdout and "some" in done.stdout
+    for key in ("miou_group/some", "boundary_miou", *(f"miou_category/{n}" for n in present)):
+        assert found[key] == 1
+    assert all(name in done.stdout for name in present)
+    done = run("tools/evaluate_labels.py", truth, truth, "--groups", "coco", code=1)
+    assert "groups.things has the unknown categories" in done.stderr
+    done = run("tools/evaluate_labels.py", truth, truth, "--groups", "lvis", code=2)
+    assert "--groups takes ['coco'] or a JSON file" in done.stderr
+
+
 def test_test_tool_prints_mask_iou(trained, tmp_path):
     done = run("tools/test.py", *trained, "--work-dir", tmp_path)
     (metrics,) = tmp_path.glob("*/*.json")
