@@ -292,9 +292,21 @@ def test_train_tool_takes_mmdets_arguments(trained, tmp_path):
     assert "resumed epoch: 1" in done.stdout + done.stderr
 
 
-def test_draw_labels(demo, tmp_path):
+def test_visualize_masks(demo, tmp_path):
     truth, out = demo / "instances_val.json", tmp_path / "sheet.png"
-    run("tools/draw_labels.py", truth, truth, "--img-dir", demo / "val", "--out", out)
+    options = ["--img-dir", demo / "val", "--out", out, "--order", "worst"]
+    run("tools/visualize.py", "masks", truth, truth, *options)
     number = min(15, len(read_coco(truth)["annotations"]))
     rows = -(-number // 3)
     assert Image.open(out).size == (3 * (3 * 128 + 8), rows * (128 + 4))
+
+
+def test_visualize_attention(trained, demo, tmp_path):
+    files = ["--ann-file", demo / "boxes_val.json", "--img-dir", demo / "val", "--out", tmp_path]
+    ids = [str(a["id"]) for a in read_coco(demo / "boxes_val.json")["annotations"][:2]]
+    options = ["--layers", "1", "--ids", *ids, "--source", "teacher", "--size", "64"]
+    done = run("tools/visualize.py", "attention", *trained, *files, *options)
+    for ann_id in ids:
+        path = tmp_path / f"attention_{ann_id}.png"
+        assert f"picture: {path}" in done.stdout
+        assert Image.open(path).size == (2 * 64 + 8, 64 + 4)

@@ -39,6 +39,26 @@ def human_rle(ann: dict, image: dict) -> dict:
     return to_rle(ann["segmentation"], image)
 
 
+def paired_rles(
+    segmentation: dict | list | None, ann: dict, image: dict
+) -> tuple[dict | None, dict]:
+    """A predicted mask, or None, and the human mask of an annotation as compressed RLE.
+
+    Raises:
+        ValueError: The human mask is missing, or their sizes differ.
+    """
+    human = human_rle(ann, image)
+    if not segmentation:
+        return None, human
+    pred = to_rle(segmentation, image)
+    if pred["size"] != human["size"]:
+        raise ValueError(
+            f"the masks of annotation {ann['id']} have different sizes: predicted "
+            f"{pred['size']}, human {human['size']} (height, width)"
+        )
+    return pred, human
+
+
 def mean_ious(
     ious: np.ndarray,
     categories: np.ndarray,
@@ -119,21 +139,14 @@ def evaluate_masks(
     for ann in truth["annotations"]:
         if ann.get("iscrowd"):
             continue
-        image = images[ann["image_id"]]
-        human = human_rle(ann, image)
+        pred, human = paired_rles(masks.get(ann["id"]), ann, images[ann["image_id"]])
         iou = boundary_value = 0.0
-        if masks.get(ann["id"]):
-            pred = to_rle(masks[ann["id"]], image)
-            if pred["size"] != human["size"]:
-                raise ValueError(
-                    f"the masks of annotation {ann['id']} have different sizes: predicted "
-                    f"{pred['size']}, human {human['size']} (height, width)"
-                )
+        if pred is None:
+            missing += 1
+        else:
             iou = float(mask_utils.iou([pred], [human], [0])[0, 0])
             if boundary:
                 boundary_value = boundary_iou(*(mask_utils.decode(r) > 0 for r in (pred, human)))
-        else:
-            missing += 1
         ious.append(iou)
         boundary_ious.append(boundary_value)
         categories.append(names.get(ann["category_id"], str(ann["category_id"])))
