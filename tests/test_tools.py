@@ -294,6 +294,25 @@ def test_youtube_vis_there_and_back(trained, demo, tmp_path):
     assert "no list 'videos'" in done.stderr
 
 
+def test_evaluate_labels_by_category_group_and_boundary(demo, tmp_path):
+    truth, figures = demo / "instances_val.json", tmp_path / "figures.json"
+    coco = read_coco(truth)
+    names = {c["id"]: c["name"] for c in coco["categories"]}
+    present = sorted({names[a["category_id"]] for a in coco["annotations"]})
+    write_json(tmp_path / "groups.json", dict(some=present[:2]))
+    options = ["--classwise", "--boundary", "--groups", tmp_path / "groups.json"]
+    done = run("tools/evaluate_labels.py", truth, truth, *options, "--out", figures)
+    found = json.loads(figures.read_text())
+    assert "Boundary IoU" in done.stdout and "some" in done.stdout
+    for key in ("miou_group/some", "boundary_miou", *(f"miou_category/{n}" for n in present)):
+        assert found[key] == 1
+    assert all(name in done.stdout for name in present)
+    done = run("tools/evaluate_labels.py", truth, truth, "--groups", "coco", code=1)
+    assert "groups.things has the unknown categories" in done.stderr
+    done = run("tools/evaluate_labels.py", truth, truth, "--groups", "lvis", code=2)
+    assert "--groups takes ['coco'] or a JSON file" in done.stderr
+
+
 def test_test_tool_prints_mask_iou(trained, tmp_path):
     done = run("tools/test.py", *trained, "--work-dir", tmp_path)
     (metrics,) = tmp_path.glob("*/*.json")
@@ -320,9 +339,21 @@ def test_train_tool_takes_mmdets_arguments(trained, tmp_path):
     assert "resumed epoch: 1" in done.stdout + done.stderr
 
 
-def test_draw_labels(demo, tmp_path):
+def test_visualize_masks(demo, tmp_path):
     truth, out = demo / "instances_val.json", tmp_path / "sheet.png"
-    run("tools/draw_labels.py", truth, truth, "--img-dir", demo / "val", "--out", out)
+    options = ["--img-dir", demo / "val", "--out", out, "--order", "worst"]
+    run("tools/visualize.py", "masks", truth, truth, *options)
     number = min(15, len(read_coco(truth)["annotations"]))
     rows = -(-number // 3)
     assert Image.open(out).size == (3 * (3 * 128 + 8), rows * (128 + 4))
+
+
+def test_visualize_attention(trained, demo, tmp_path):
+    files = ["--ann-file", demo / "boxes_val.json", "--img-dir", demo / "val", "--out", tmp_path]
+    ids = [str(a["id"]) for a in read_coco(demo / "boxes_val.json")["annotations"][:2]]
+    options = ["--layers", "1", "--ids", *ids, "--source", "teacher", "--size", "64"]
+    done = run("tools/visualize.py", "attention", *trained, *files, *options)
+    for ann_id in ids:
+        path = tmp_path / f"attention_{ann_id}.png"
+        assert f"picture: {path}" in done.stdout
+        assert Image.open(path).size == (2 * 64 + 8, 64 + 4)

@@ -124,7 +124,8 @@ def main() -> None:
         evaluate = ["tools/evaluate_labels.py", labels[name], truth, "--out", out]
         stages.run(f"evaluate labels of {name}", out, *evaluate)
     picture = work_dir / "labels.png"
-    draw = ["tools/draw_labels.py", labels["mal"], truth, "--img-dir", images, "--out", picture]
+    draw = ["tools/visualize.py", "masks", labels["mal"], truth, "--img-dir", images]
+    draw += ["--out", picture]
     stages.run("draw labels", picture, *draw)
     gpu = operators_on_gpu()
     for name, text in LABELS.items():

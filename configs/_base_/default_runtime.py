@@ -4,7 +4,13 @@ _base_ = 'mmdet::_base_/default_runtime.py'
 custom_imports = dict(imports=['mal_mmdet'], allow_failed_imports=False)
 # A resumed training deals the same samples as one that was not interrupted.
 randomness = dict(seed=0)
-custom_hooks = [dict(type='MeanTeacherHook', momentum=0.004)]
+# Pictures of training crops go to vis_data/vis_image in the work dir. For TensorBoard (pip install
+# tensorboard) a config adds: visualizer = dict(
+#     vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
+custom_hooks = [
+    dict(type='MeanTeacherHook', momentum=0.004),
+    dict(type='MaskVisualizationHook', interval=1000, num_samples=8)
+]
 # Every box has a mask; `tools/test.py --show-dir` draws them all, sure or not.
 default_hooks = dict(
     checkpoint=dict(max_keep_ckpts=3), visualization=dict(score_thr=0.0))

@@ -1,6 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from .ablation import rebase, run_ablation
+from .attention import draw_attention_maps
 from .labeling import generate_labels
-from .launch import add_runner_arguments, load_config
+from .launch import add_runner_arguments, load_config, use_boxes
 
-__all__ = ["add_runner_arguments", "generate_labels", "load_config", "rebase", "run_ablation"]
+__all__ = [
+    "add_runner_arguments",
+    "draw_attention_maps",
+    "generate_labels",
+    "load_config",
+    "rebase",
+    "run_ablation",
+    "use_boxes",
+]

@@ -8,6 +8,8 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from .launch import use_boxes
+
 
 def generate_labels(
     cfg: Config,
@@ -38,12 +40,7 @@ def generate_labels(
     options = dict(label_source=label_source, flip_test=flip_test, thresholds=thresholds)
     cfg.model.update({key: value for key, value in options.items() if value is not None})
     cfg.load_from = str(checkpoint)
-    cfg.test_dataloader.dataset.dataset.update(
-        type="CocoBoxDataset",
-        data_root="",
-        ann_file=str(ann_file),
-        data_prefix=dict(img=str(img_dir)),
-    )
+    use_boxes(cfg, ann_file, img_dir)
     cfg.test_evaluator = dict(type="LabelWriter", ann_file=str(ann_file), out_file=str(out_file))
     cfg.custom_hooks = [dict(type="LabelProgressHook")]
     runner = Runner.from_cfg(cfg)

@@ -1,4 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
+from .boundary_iou import boundary_iou
+from .category_groups import COCO_SEMI_STUFF, COCO_THINGS, resolve_groups
+from .clustering_score import ClusteringScoreMetric, clustering_score, mask_on_cells
 from .mask_iou import MaskIoUMetric, evaluate_label_files, evaluate_masks, mean_ious
 
-__all__ = ["MaskIoUMetric", "evaluate_label_files", "evaluate_masks", "mean_ious"]
+__all__ = [
+    "COCO_SEMI_STUFF",
+    "COCO_THINGS",
+    "ClusteringScoreMetric",
+    "MaskIoUMetric",
+    "boundary_iou",
+    "clustering_score",
+    "evaluate_label_files",
+    "evaluate_masks",
+    "mask_on_cells",
+    "mean_ious",
+    "resolve_groups",
+]

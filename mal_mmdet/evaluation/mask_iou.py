@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mean IoU of predicted masks against human ones, on the full image, box by box."""
+"""Mean IoU of predicted masks against human ones, on the full image (paper, Sec. 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,9 @@ from pycocotools import mask as mask_utils
 
 from mal_mmdet.labeling import encode_mask, read_coco
 from mal_mmdet.structures import AREA_LIMITS
+
+from .boundary_iou import boundary_iou
+from .category_groups import resolve_groups
 
 
 def to_rle(segmentation: dict | list, image: dict) -> dict:
@@ -25,76 +28,144 @@ def to_rle(segmentation: dict | list, image: dict) -> dict:
     return segmentation
 
 
-def mean_ious(ious: np.ndarray, categories: np.ndarray, areas: np.ndarray) -> dict[str, float]:
-    """Means over instances, over categories, and by size of the box.
+def human_rle(ann: dict, image: dict) -> dict:
+    """The mask of an annotation of the ground truth as compressed RLE.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if not ann.get("segmentation"):
+        raise ValueError(f"annotation {ann['id']} of the ground truth has no mask")
+    return to_rle(ann["segmentation"], image)
+
+
+def paired_rles(
+    segmentation: dict | list | None, ann: dict, image: dict
+) -> tuple[dict | None, dict]:
+    """A predicted mask, or None, and the human mask of an annotation as compressed RLE.
+
+    Raises:
+        ValueError: The human mask is missing, or their sizes differ.
+    """
+    human = human_rle(ann, image)
+    if not segmentation:
+        return None, human
+    pred = to_rle(segmentation, image)
+    if pred["size"] != human["size"]:
+        raise ValueError(
+            f"the masks of annotation {ann['id']} have different sizes: predicted "
+            f"{pred['size']}, human {human['size']} (height, width)"
+        )
+    return pred, human
+
+
+def mean_ious(
+    ious: np.ndarray,
+    categories: np.ndarray,
+    areas: np.ndarray,
+    classwise: bool = False,
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, float]:
+    """Means over instances, over categories, by size of the box, category and group.
 
     Args:
         ious: IoU of each instance, shape (N,), in [0, 1].
         categories: Category of each instance, shape (N,).
         areas: Box area of each instance in px², shape (N,).
+        classwise: Whether to return each category's figure.
+        groups: Groups of categories with a figure of their own, see :func:`resolve_groups`.
 
     Returns:
         ``miou`` over instances; ``miou_category``, averaged within each category and then over
         the categories that have objects (the paper's figure); ``miou_small``, ``miou_medium``
-        and ``miou_large`` over the instances of a size, NaN where there are none; and the
-        number of instances in ``num`` and ``num_<size>``.
+        and ``miou_large`` over the instances of a size; where asked for,
+        ``miou_category/<name>`` of the categories that have objects and ``miou_group/<name>``,
+        averaged within each category of the group and then over those that have objects (the
+        paper's figure for a group). NaN where there are no instances. Each key that begins with
+        ``miou`` but ``miou_category`` has its number of instances under ``num``.
     """
     sizes = np.searchsorted(AREA_LIMITS, areas)
 
     def mean(values: np.ndarray) -> float:
-        return float(values.mean()) if len(values) else float("nan")
+        return float(np.mean(values)) if len(values) else float("nan")
 
-    by_category = np.array([mean(ious[categories == c]) for c in np.unique(categories)])
-    result = dict(miou=mean(ious), miou_category=mean(by_category), num=len(ious))
+    names = np.unique(categories).tolist()
+    by_category = {name: mean(ious[categories == name]) for name in names}
+    result = dict(miou=mean(ious), miou_category=mean([*by_category.values()]), num=len(ious))
     for i, size in enumerate(("small", "medium", "large")):
         result[f"miou_{size}"] = mean(ious[sizes == i])
         result[f"num_{size}"] = int((sizes == i).sum())
+    for name, members in (groups or {}).items():
+        figures = [by_category[member] for member in set(members) & set(names)]
+        result[f"miou_group/{name}"] = mean(figures)
+        result[f"num_group/{name}"] = int(np.isin(categories, members).sum())
+    for name in names if classwise else []:
+        result[f"miou_category/{name}"] = by_category[name]
+        result[f"num_category/{name}"] = int((categories == name).sum())
     return result
 
 
-def evaluate_masks(masks: dict, truth: dict) -> dict[str, float]:
-    """Compares masks with the human masks of a COCO file.
+def evaluate_masks(
+    masks: dict,
+    truth: dict,
+    classwise: bool = False,
+    groups: str | Mapping[str, Sequence[str]] | None = None,
+    boundary: bool = False,
+) -> dict[str, float]:
+    """Compares masks with the human masks of a COCO file; categories go by their names.
 
     Args:
         masks: Annotation id → segmentation. An annotation of ``truth`` without one counts as
             IoU 0.
         truth: COCO file with human masks. Crowd annotations are not compared.
+        classwise: Whether to return each category's figure.
+        groups: ``'coco'``, or groups of category names, see :func:`resolve_groups`.
+        boundary: Whether to return Boundary IoU too, see :func:`boundary_iou`.
 
     Returns:
-        As :func:`mean_ious`, and ``num_missing``.
+        As :func:`mean_ious`, and ``num_missing``. With ``boundary`` every key that begins with
+        ``miou`` has a counterpart that begins with ``boundary_miou``.
+
+    Raises:
+        ValueError: A human mask is missing, a pair of masks differs in size, or ``groups``
+            does not fit the categories.
     """
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    if groups is not None:
+        groups = resolve_groups(groups, [*names.values()])
     images = {image["id"]: image for image in truth["images"]}
-    ious, categories, areas = [], [], []
+    ious, boundary_ious, categories, areas = [], [], [], []
     missing = 0
     for ann in truth["annotations"]:
         if ann.get("iscrowd"):
             continue
-        if not ann.get("segmentation"):
-            raise ValueError(f"annotation {ann['id']} of the ground truth has no mask")
-        image = images[ann["image_id"]]
-        iou = 0.0
-        if masks.get(ann["id"]):
-            pair = [to_rle(masks[ann["id"]], image)], [to_rle(ann["segmentation"], image)]
-            if pair[0][0]["size"] != pair[1][0]["size"]:
-                raise ValueError(
-                    f"the masks of annotation {ann['id']} have different sizes: predicted "
-                    f"{pair[0][0]['size']}, human {pair[1][0]['size']} (height, width)"
-                )
-            iou = float(mask_utils.iou(*pair, [0])[0, 0])
-        else:
+        pred, human = paired_rles(masks.get(ann["id"]), ann, images[ann["image_id"]])
+        iou = boundary_value = 0.0
+        if pred is None:
             missing += 1
+        else:
+            iou = float(mask_utils.iou([pred], [human], [0])[0, 0])
+            if boundary:
+                boundary_value = boundary_iou(*(mask_utils.decode(r) > 0 for r in (pred, human)))
         ious.append(iou)
-        categories.append(ann["category_id"])
+        boundary_ious.append(boundary_value)
+        categories.append(names.get(ann["category_id"], str(ann["category_id"])))
         areas.append(ann["bbox"][2] * ann["bbox"][3])
-    result = mean_ious(np.array(ious), np.array(categories), np.array(areas))
+    grouping = np.array(categories), np.array(areas), classwise, groups
+    result = mean_ious(np.array(ious), *grouping)
+    if boundary:
+        figures = mean_ious(np.array(boundary_ious), *grouping)
+        result |= {f"boundary_{k}": v for k, v in figures.items() if k.startswith("miou")}
     return result | dict(num_missing=missing)
 
 
-def evaluate_label_files(pred_file: str | Path, truth_file: str | Path) -> dict[str, float]:
-    """:func:`evaluate_masks` of a label file, matched by annotation id."""
+def evaluate_label_files(
+    pred_file: str | Path, truth_file: str | Path, **options
+) -> dict[str, float]:
+    """:func:`evaluate_masks`, with its options, of a label file, matched by annotation id."""
     pred = read_coco(pred_file)["annotations"]
     masks = {ann["id"]: ann.get("segmentation") for ann in pred}
-    return evaluate_masks(masks, read_coco(truth_file))
+    return evaluate_masks(masks, read_coco(truth_file), **options)
 
 
 @METRICS.register_module()
@@ -103,13 +174,27 @@ class MaskIoUMetric(BaseMetric):
 
     Args:
         ann_file: COCO file with human masks for the same annotation ids.
+        classwise: Whether to report each category.
+        groups: Groups of categories to report: ``'coco'`` for COCO's things and semi-stuff, or
+            a dict of lists of category names. Checked before the loop begins.
+        boundary: Whether to report Boundary IoU too.
     """
 
     default_prefix = "mask"
 
-    def __init__(self, ann_file: str, **kwargs) -> None:
+    def __init__(
+        self,
+        ann_file: str,
+        classwise: bool = False,
+        groups: str | Mapping[str, Sequence[str]] | None = None,
+        boundary: bool = False,
+        **kwargs,
+    ) -> None:
         super().__init__(**kwargs)
         self.ann_file = ann_file
+        self.options = dict(classwise=classwise, groups=groups, boundary=boundary)
+        if groups is not None:
+            resolve_groups(groups, [c["name"] for c in read_coco(ann_file)["categories"]])
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Encodes the masks of each image at once, so that only RLEs are held."""
@@ -123,4 +208,4 @@ class MaskIoUMetric(BaseMetric):
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
         """See :func:`evaluate_masks`."""
         masks = {ann_id: rle for result in results for ann_id, rle in result.items()}
-        return evaluate_masks(masks, read_coco(self.ann_file))
+        return evaluate_masks(masks, read_coco(self.ann_file), **self.options)

@@ -36,6 +36,8 @@ class MaskAutoLabeler(BaseModel):
         thresholds: A mask is where the probability exceeds this; one value, or three for boxes
             up to 32² pixels, up to 96² pixels and larger.
         crops_per_batch: Most crops in one forward pass of prediction.
+        return_features: Whether predictions hold the encoder's map of every crop, which
+            :class:`ClusteringScoreMetric` needs; takes another pass through the encoder.
         init_cfg: Initialisation of student and teacher together, such as a checkpoint.
     """
 
@@ -49,6 +51,7 @@ class MaskAutoLabeler(BaseModel):
         flip_test: bool = False,
         thresholds: float | Sequence[float] = 0.1,
         crops_per_batch: int = 32,
+        return_features: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
@@ -62,6 +65,7 @@ class MaskAutoLabeler(BaseModel):
         self.flip_test = flip_test
         self.thresholds = thresholds
         self.crops_per_batch = crops_per_batch
+        self.return_features = return_features
 
     def init_weights(self) -> None:
         """Initialises the student and copies it to the teacher."""
@@ -140,19 +144,27 @@ class MaskAutoLabeler(BaseModel):
         Returns:
             The data samples, with ``pred_instances``: ``bboxes`` (N, 4), ``labels`` (N,),
             ``masks`` (N, H, W) as bool, ``scores`` (N,), the mean probability inside the mask,
-            and ``ann_ids`` and ``ann_indices`` where the data set gives them.
+            and ``ann_ids`` and ``ann_indices`` where the data set gives them. With
+            ``return_features`` also ``features`` (N, C, h, w), unless N is 0: the encoder's
+            last map of the teacher for the label source ``'teacher'``, else of the student.
         """
-        probs = []
+        probs, features = [], []
         if len(inputs):
             areas = _gather(data_samples, "areas").split(self.crops_per_batch)
             for crops, some in zip(inputs.split(self.crops_per_batch), areas):
                 logits = self.mask_logits(crops, some).float()
                 logits = F.interpolate(logits[:, None], crops.shape[2:], mode="bilinear")[:, 0]
                 probs += logits.sigmoid().cpu()
+                if self.return_features:
+                    network = self.teacher if self.label_source == "teacher" else self.student
+                    features += network.backbone(crops)[-1].float().cpu()
         for sample in data_samples:
             count = len(sample.gt_instances)
             sample.pred_instances = self._to_image(probs[:count], sample)
             probs = probs[count:]
+            if features[:count]:
+                sample.pred_instances.features = torch.stack(features[:count])
+                features = features[count:]
         return data_samples
 
     def mask_logits(self, crops: Tensor, areas: Tensor) -> Tensor:

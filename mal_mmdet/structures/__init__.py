@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from .box_sizes import AREA_LIMITS
-from .crop_geometry import bbox_to_crop, border_indices, box_masks, crop_and_resize, expand_bbox
+from .crop_geometry import (
+    bbox_to_crop,
+    border_indices,
+    box_masks,
+    crop_and_resize,
+    expand_bbox,
+    span_coverage,
+)
 
 __all__ = [
     "AREA_LIMITS",
@@ -9,4 +16,5 @@ __all__ = [
     "box_masks",
     "crop_and_resize",
     "expand_bbox",
+    "span_coverage",
 ]

@@ -106,12 +106,21 @@ def box_masks(bboxes: Tensor, size: tuple[int, int]) -> Tensor:
     """
     height, width = size
     bboxes = bboxes.float()
-
-    def profile(low: Tensor, high: Tensor, length: int) -> Tensor:
-        cells = torch.arange(length, device=bboxes.device, dtype=torch.float32)
-        covered = torch.minimum(cells + 1, high[:, None]) - torch.maximum(cells, low[:, None])
-        return covered.clamp_(0, 1)
-
-    columns = profile(bboxes[:, 0], bboxes[:, 2], width)
-    rows = profile(bboxes[:, 1], bboxes[:, 3], height)
+    columns = span_coverage(bboxes[:, 0], bboxes[:, 2], width)
+    rows = span_coverage(bboxes[:, 1], bboxes[:, 3], height)
     return rows[:, :, None] * columns[:, None, :]
+
+
+def span_coverage(low: Tensor, high: Tensor, length: int) -> Tensor:
+    """The share of each of ``length`` cells of an axis that [low, high) covers.
+
+    Args:
+        low, high: Ends of the spans in cells, floating, shape (N,).
+        length: Number of cells.
+
+    Returns:
+        Shape (N, length), in [0, 1], of the spans' dtype.
+    """
+    cells = torch.arange(length, device=low.device, dtype=low.dtype)
+    covered = torch.minimum(cells + 1, high[:, None]) - torch.maximum(cells, low[:, None])
+    return covered.clamp_(0, 1)

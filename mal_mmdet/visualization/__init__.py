@@ -1,4 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+from .attention_maps import attention_maps, draw_attention
 from .label_sheet import draw_label_sheet
+from .panels import arrange, crop_to_image, draw_panel
 
-__all__ = ["draw_label_sheet"]
+__all__ = [
+    "arrange",
+    "attention_maps",
+    "crop_to_image",
+    "draw_attention",
+    "draw_label_sheet",
+    "draw_panel",
+]

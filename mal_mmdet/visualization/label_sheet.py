@@ -8,11 +8,13 @@ from mmdet.visualization import DetLocalVisualizer
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from mal_mmdet.evaluation.mask_iou import to_rle
+from mal_mmdet.evaluation.mask_iou import paired_rles
 from mal_mmdet.labeling import image_file, read_coco
 from mal_mmdet.structures import bbox_to_crop, crop_and_resize, expand_bbox
 
-GREEN, ORANGE, BLUE = (60, 220, 60), (255, 140, 0), (60, 120, 255)
+from .panels import BLUE, ORANGE, arrange, draw_panel
+
+ORDERS = ("random", "best", "worst")
 
 
 def draw_label_sheet(
@@ -23,9 +25,10 @@ def draw_label_sheet(
     number: int = 15,
     columns: int = 3,
     size: int = 128,
+    order: str = "random",
     seed: int = 0,
 ) -> None:
-    """Draws boxes chosen at random: image and box, predicted mask, human mask, and their IoU.
+    """Draws boxes: image and box, predicted mask, human mask, and their IoU.
 
     Args:
         pred_file: COCO file with predicted masks.
@@ -35,53 +38,59 @@ def draw_label_sheet(
         number: How many boxes.
         columns: Boxes side by side.
         size: Side of one crop in pixels.
-        seed: Seed of the choice.
+        order: Which boxes: chosen at ``'random'`` and in the order of the file, or by IoU,
+            ``'best'`` or ``'worst'`` first.
+        seed: Seed of the random choice.
+
+    Raises:
+        ValueError: Unknown order, or no box has a mask in both files.
     """
+    if order not in ORDERS:
+        raise ValueError(f"order is {order!r}, but must be one of {ORDERS}")
     truth = read_coco(truth_file)
-    pred = {ann["id"]: ann for ann in read_coco(pred_file)["annotations"]}
     images = {image["id"]: image for image in truth["images"]}
-    annotations = [a for a in truth["annotations"] if not a.get("iscrowd") and a["id"] in pred]
-    order = np.random.default_rng(seed).permutation(len(annotations))[:number]
+    pred = {ann["id"]: ann.get("segmentation") for ann in read_coco(pred_file)["annotations"]}
+    annotations = [a for a in truth["annotations"] if not a.get("iscrowd") and pred.get(a["id"])]
+    if not annotations:
+        raise ValueError(f"no annotation has a mask in both {pred_file} and {truth_file}")
+
+    def pair(ann: dict) -> tuple[dict, dict]:
+        return paired_rles(pred[ann["id"]], ann, images[ann["image_id"]])
+
+    def iou(ann: dict) -> float:
+        predicted, human = pair(ann)
+        return float(mask_utils.iou([predicted], [human], [0])[0, 0])
+
+    if order == "random":
+        picked = np.random.default_rng(seed).permutation(len(annotations))[:number]
+        annotations = [annotations[i] for i in sorted(picked)]
+    else:
+        annotations = sorted(annotations, key=iou, reverse=order == "best")[:number]
+
     visualizer = DetLocalVisualizer()
     tiles = []
-    for ann in (annotations[i] for i in sorted(order)):
+    for ann in annotations:
         info = images[ann["image_id"]]
         image = np.asarray(Image.open(Path(img_dir) / image_file(info)).convert("RGB"))
-        rles = [to_rle(a["segmentation"], info) for a in (pred[ann["id"]], ann)]
-        masks = [mask_utils.decode(rle).astype(bool) for rle in rles]
-        iou = float(mask_utils.iou(rles[:1], rles[1:], [0])[0, 0])
-
         x, y, w, h = ann["bbox"]
         bbox = np.array([x, y, x + w, y + h])
         crop_bbox = expand_bbox(bbox, np.full(4, 0.3))
         crop = crop_and_resize(image, crop_bbox, size)
-        # Outside the image the crop shows its reflection, but a mask never leaves the image.
-        left, top, right, bottom = crop_bbox
-        pad = max(0, -left, -top, right - info["width"], bottom - info["height"])
-        panels = []
-        for mask, colour in ((None, GREEN), (masks[0], ORANGE), (masks[1], BLUE)):
-            visualizer.set_image(crop)
-            if mask is None:
-                visualizer.draw_bboxes(
-                    bbox_to_crop(bbox, crop_bbox, size)[None].clip(0, size - 1),
-                    edge_colors=colour,
-                )
-            else:
-                padded = np.pad(mask, pad)[top + pad : bottom + pad, left + pad : right + pad]
-                part = Image.fromarray(padded).resize((size, size), Image.Resampling.NEAREST)
-                visualizer.draw_binary_masks(np.asarray(part), colors=colour, alphas=0.6)
-                if colour is ORANGE:
-                    visualizer.draw_texts(
-                        f"{iou:.2f}",
-                        np.array([3, 3]),
-                        font_sizes=11,
-                        colors="white",
-                        bboxes=dict(facecolor="black", alpha=0.6, pad=1, edgecolor="none"),
-                    )
-            panels.append(visualizer.get_image())
-        tiles.append(np.pad(np.hstack(panels), ((2, 2), (4, 4), (0, 0)), constant_values=255))
-    while len(tiles) % columns:
-        tiles.append(np.full_like(tiles[0], 255))
-    rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
+        predicted, human = (_cut_mask(mask_utils.decode(r), crop_bbox, size) for r in pair(ann))
+        tiles.append(
+            [
+                draw_panel(visualizer, crop, bbox=bbox_to_crop(bbox, crop_bbox, size)),
+                draw_panel(visualizer, crop, mask=predicted, colour=ORANGE, text=f"{iou(ann):.2f}"),
+                draw_panel(visualizer, crop, mask=human, colour=BLUE),
+            ]
+        )
     Path(out_file).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.vstack(rows)).save(out_file)
+    Image.fromarray(arrange(tiles, columns)).save(out_file)
+
+
+def _cut_mask(mask: np.ndarray, crop_bbox: np.ndarray, size: int) -> np.ndarray:
+    # Outside the image the crop shows its reflection, but a mask never leaves the image.
+    left, top, right, bottom = crop_bbox
+    pad = max(0, -left, -top, right - mask.shape[1], bottom - mask.shape[0])
+    padded = np.pad(mask > 0, pad)[top + pad : bottom + pad, left + pad : right + pad]
+    return np.asarray(Image.fromarray(padded).resize((size, size), Image.Resampling.NEAREST))

@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from mal_mmdet.evaluation import MaskIoUMetric, evaluate_label_files, evaluate_masks, mean_ious
+from mal_mmdet.evaluation import (
+    MaskIoUMetric,
+    boundary_iou,
+    evaluate_label_files,
+    evaluate_masks,
+    mean_ious,
+)
 from mal_mmdet.labeling import encode_mask
 
 HEIGHT, WIDTH = 120, 140
+CATEGORIES = [dict(id=1, name="cat"), dict(id=2, name="bus"), dict(id=3, name="cup")]
 
 
 def rectangle(x, y, w, h):
@@ -37,7 +44,7 @@ def truth(specs):
             )
         )
     image = dict(id=1, file_name="a.jpg", width=WIDTH, height=HEIGHT)
-    return dict(images=[image], annotations=annotations, categories=[])
+    return dict(images=[image], annotations=annotations, categories=CATEGORIES)
 
 
 SPECS = [(1, (0, 0, 20, 20)), (1, (10, 10, 50, 50)), (2, (5, 5, 100, 110)), (2, (0, 0, 9, 9))]
@@ -57,6 +64,63 @@ def test_against_arrays():
     assert found["miou_category"] == pytest.approx(np.mean([np.mean(ious[:2]), ious[2]]))
     for size, iou in zip(("small", "medium", "large"), ious):
         assert found[f"miou_{size}"] == pytest.approx(iou) and found[f"num_{size}"] == 1
+
+
+def test_by_category_group_and_boundary():
+    """Means of lists written out by hand, for mask IoU and Boundary IoU alike."""
+    specs = [*SPECS[:3], (2, (30, 30, 40, 40)), SPECS[-1]]
+    data = truth(specs)
+    guesses = [(0, 0, 20, 10), (20, 10, 50, 50), (5, 5, 90, 110)]  # and one is missing
+    masks = {100 + i: encode_mask(rectangle(*guess)) for i, guess in enumerate(guesses)}
+    groups = {"animals": ["cat"], "all": ["cat", "bus", "cup"], "cups": ["cup"]}
+    found = evaluate_masks(masks, data, classwise=True, groups=groups, boundary=True)
+
+    pairs = [(rectangle(*s), rectangle(*g)) for (_, s), g in zip(specs, guesses)]
+    for prefix, ious in {
+        "": [(a & b).sum() / (a | b).sum() for a, b in pairs] + [0.0],
+        "boundary_": [boundary_iou(a, b) for a, b in pairs] + [0.0],
+    }.items():
+        cat, bus = sum(ious[:2]) / 2, sum(ious[2:]) / 2
+        assert found[f"{prefix}miou"] == pytest.approx(sum(ious) / 4)
+        assert found[f"{prefix}miou_small"] == pytest.approx(ious[0])
+        assert found[f"{prefix}miou_category/cat"] == pytest.approx(cat)
+        assert found[f"{prefix}miou_category/bus"] == pytest.approx(bus)
+        assert found[f"{prefix}miou_group/animals"] == pytest.approx(cat)
+        assert found[f"{prefix}miou_group/all"] == pytest.approx((cat + bus) / 2)
+        assert math.isnan(found[f"{prefix}miou_group/cups"])
+        assert f"{prefix}miou_category/cup" not in found
+    assert found["boundary_miou"] != pytest.approx(found["miou"])
+    numbers = {k: v for k, v in found.items() if k.startswith("num")}
+    assert numbers == {
+        "num": 4,
+        "num_small": 1,
+        "num_medium": 2,
+        "num_large": 1,
+        "num_missing": 1,
+        "num_group/animals": 2,
+        "num_group/all": 4,
+        "num_group/cups": 0,
+        "num_category/cat": 2,
+        "num_category/bus": 2,
+    }
+
+
+def test_unasked_figures_are_left_out():
+    found = evaluate_masks({}, truth(SPECS))
+    assert not any("/" in key or "boundary" in key for key in found)
+
+
+def test_metric_passes_its_options_on_and_checks_groups_first(tmp_path):
+    (tmp_path / "truth.json").write_text(json.dumps(truth(SPECS)))
+    options = dict(classwise=True, groups=dict(animals=["cat"]), boundary=True)
+    metric = MaskIoUMetric(str(tmp_path / "truth.json"), **options)
+    mask = torch.from_numpy(rectangle(0, 0, 20, 10))[None]
+    metric.process({}, [dict(pred_instances=dict(masks=mask, ann_ids=[100]))])
+    found = metric.evaluate(1)
+    assert found["mask/miou_group/animals"] == found["mask/miou_category/cat"] == 0.25
+    assert 0 < found["mask/boundary_miou"] < 1
+    with pytest.raises(ValueError, match=r"groups\.animals has the unknown categories \['dog'\]"):
+        MaskIoUMetric(str(tmp_path / "truth.json"), groups=dict(animals=["cat", "dog"]))
 
 
 def test_a_missing_mask_counts_as_zero():

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+from PIL import Image
+
+from mal_mmdet.labeling import encode_mask, write_json
+from mal_mmdet.visualization import draw_label_sheet, label_sheet
+
+SIDE = 24
+# Share of the human mask's rows that the prediction has right: the IoU of boxes 1 to 4.
+ROWS = {1: 12, 2: 16, 3: 4, 4: 8}
+
+
+def square(rows):
+    mask = np.zeros((SIDE, SIDE), dtype=bool)
+    mask[4 : 4 + rows, 4:20] = True
+    return encode_mask(mask)
+
+
+@pytest.fixture
+def files(tmp_path):
+    def coco(masks):
+        template = dict(image_id=1, category_id=1, bbox=[4, 4, 16, 16])
+        annotations = [dict(template, id=i, segmentation=mask) for i, mask in masks.items()]
+        return dict(
+            images=[dict(id=1, file_name="a.png", width=SIDE, height=SIDE)],
+            annotations=annotations,
+            categories=[dict(id=1, name="a")],
+        )
+
+    truth = coco({**{i: square(16) for i in ROWS}, 8: square(16), 9: square(16)})
+    truth["annotations"][-1]["iscrowd"] = 1
+    write_json(tmp_path / "truth.json", truth)
+    write_json(tmp_path / "pred.json", coco({i: square(rows) for i, rows in ROWS.items()}))
+    Image.new("RGB", (SIDE, SIDE), (90, 90, 90)).save(tmp_path / "a.png")
+    return tmp_path / "pred.json", tmp_path / "truth.json", tmp_path, tmp_path / "sheet.png"
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """The IoUs that were written on the sheet, in its order."""
+    written = []
+    draw = label_sheet.draw_panel
+
+    def spy(*args, text="", **kwargs):
+        written.append(text)
+        return draw(*args, text=text, **kwargs)
+
+    monkeypatch.setattr(label_sheet, "draw_panel", spy)
+    return lambda: [text for text in written if text]
+
+
+@pytest.mark.parametrize(
+    "order, expected",
+    [("best", ["1.00", "0.75", "0.50"]), ("worst", ["0.25", "0.50", "0.75"])],
+)
+def test_order_by_iou(files, texts, order, expected):
+    draw_label_sheet(*files, order=order, number=3, columns=2, size=32)
+    assert texts() == expected
+    assert Image.open(files[-1]).size == (2 * (3 * 32 + 8), 2 * (32 + 4))
+
+
+def test_random_is_in_the_files_order(files, texts):
+    draw_label_sheet(*files, number=10)
+    assert texts() == [f"{rows / 16:.2f}" for rows in ROWS.values()]
+
+
+def test_masks_are_where_they_belong(files):
+    """Orange over the predicted rows only, blue over the human mask's."""
+    draw_label_sheet(*files, order="worst", number=1, columns=1, size=66)
+    sheet = np.asarray(Image.open(files[-1])).astype(int)[2:-2, 4:-4]
+    _, orange, blue = (sheet[:, i * 66 : (i + 1) * 66] for i in range(3))
+    # The crop is the box with 0.3 more on each side, 3 px a pixel of the image from (1, 1) on.
+    top, bottom, column = (5 - 1) * 3, (15 - 1) * 3, (17 - 1) * 3
+    assert orange[top, column, 0] > 150 and orange[bottom, column, 0] == 90
+    assert blue[top, column, 2] > 150 and blue[bottom, column, 2] > 150
+    assert blue[1, column, 2] == 90
+
+
+def test_bad_input(files):
+    with pytest.raises(ValueError, match="order is 'middle', but must be one of"):
+        draw_label_sheet(*files, order="middle")
+    pred, truth, *rest = files
+    write_json(pred, dict(images=[], annotations=[], categories=[]))
+    with pytest.raises(ValueError, match="no annotation has a mask in both"):
+        draw_label_sheet(pred, truth, *rest)
