@@ -60,11 +60,13 @@ class MaskNetwork(BaseModule):
                 "to its channels, and for a ViT of mmpretrain out_type='featmap'"
             )
         size, cells = images.shape[-1], features.shape[-1]
-        stride = round(size / cells)
-        if stride * cells != size:
-            low, high = size // stride * stride, -(-size // stride) * stride
+        stride = -(-size // cells)
+        if -(-size // stride) != cells:  # an encoder that cuts the rest off and does not pad it
+            stride = size // cells
+        low, high = size // stride * stride, -(-size // stride) * stride
+        if low != high:
             raise ValueError(
                 f"CropBBox.size is {size} in the pipelines, but must be a multiple of the "
-                f"encoder's patch (model.network.backbone.patch_size, or its stride), {stride}: "
+                f"encoder's stride (for a ViT model.network.backbone.patch_size), {stride}: "
                 f"{low} or {high}"
             )

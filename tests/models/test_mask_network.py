@@ -35,6 +35,16 @@ def test_an_encoder_without_a_map_says_what_to_set():
 
 
 def test_a_crop_that_the_patch_does_not_divide():
-    with pytest.raises(ValueError, match=r"CropBBox.size is 44.*patch_size.*8: 40 or 48"):
+    with pytest.raises(ValueError, match=r"CropBBox.size is 44.*patch_size\), 8: 40 or 48"):
         run(network(), size=44)
     assert run(network(), size=48).shape == (1, 24, 24)
+
+
+def test_a_crop_whose_rest_the_encoder_cuts_off():
+    arch = dict(depths=[1, 1], channels=[16, 32])
+    convnext = dict(type="mmpretrain.ConvNeXt", arch=arch, out_indices=(1,))
+    decoder = dict(type="AttentionDecoder", in_channels=32, channels=8)
+    backbone = convnext | dict(gap_before_final_norm=False)
+    model = MODELS.build(dict(type="MaskNetwork", backbone=backbone, decoder=decoder))
+    with pytest.raises(ValueError, match=r"CropBBox.size is 100.*8: 96 or 104"):
+        run(model, size=100)
