@@ -7,6 +7,8 @@ from torch import Tensor
 
 from . import decoders
 
+STRIDES = (16, 14, 8, 4, 32)
+
 
 @MODELS.register_module()
 class MaskNetwork(BaseModule):
@@ -60,13 +62,11 @@ class MaskNetwork(BaseModule):
                 "to its channels, and for a ViT of mmpretrain out_type='featmap'"
             )
         size, cells = images.shape[-1], features.shape[-1]
-        stride = -(-size // cells)
-        if -(-size // stride) != cells:  # an encoder that cuts the rest off and does not pad it
-            stride = size // cells
-        low, high = size // stride * stride, -(-size // stride) * stride
-        if low != high:
+        if size % cells:
+            # The encoder has padded the crop or cut it off; its stride is one of the usual ones.
+            fits = [p for p in STRIDES if cells in (size // p, -(-size // p))]
             raise ValueError(
                 f"CropBBox.size is {size} in the pipelines, but must be a multiple of the "
-                f"encoder's stride (for a ViT model.network.backbone.patch_size), {stride}: "
-                f"{low} or {high}"
+                "encoder's stride (for a ViT model.network.backbone.patch_size)"
+                + "".join(f", {p}: {size // p * p} or {-(-size // p) * p}" for p in fits[:1])
             )
