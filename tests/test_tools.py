@@ -14,6 +14,7 @@ from mmengine.config import Config
 from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from mal_mmdet.datasets.demo_dataset import SIZE
 from mal_mmdet.labeling import read_coco, write_json
@@ -204,6 +205,55 @@ def test_bad_input_is_reported_and_the_rest_labeled(trained, demo, tmp_path):
     classes = tuple(c["name"] for c in boxes["categories"])
     first = stock_dataset(out, images, classes)[0]["data_samples"]
     assert len(first.ignored_instances) == 2 and first.ignored_instances.masks.masks.any()
+
+
+def test_boxes_of_a_detector_are_labeled_and_evaluated(trained, demo, tmp_path):
+    """The detector found every object, one of them twice, and one box it cannot have."""
+    truth = read_coco(demo / "instances_val.json")
+    detections = [
+        dict(image_id=a["image_id"], category_id=a["category_id"], bbox=a["bbox"], score=0.9)
+        for a in truth["annotations"]
+    ]
+    detections.append(detections[0] | dict(score=0.25, note="kept"))
+    outside = detections[0] | dict(bbox=[SIZE + 5.0, 0.0, 9.0, 9.0])
+    write_json(tmp_path / "results.bbox.json", [*detections, outside])
+    out = tmp_path / "results.segm.json"
+    boxes = ["--boxes", tmp_path / "results.bbox.json"]
+    label(trained, demo / "boxes_val.json", demo / "val", out, *boxes, code=3)
+    labels = json.loads(out.read_text())
+    masks = [entry.pop("segmentation") for entry in labels]
+    assert labels == detections
+    assert masks[0] == masks[-1]
+    report = json.loads((tmp_path / "results.segm.json.report.json").read_text())
+    assert [(f["index"], "outside" in f["problem"]) for f in report["failed"]] == [
+        (len(detections), True)
+    ]
+
+    # The same figure as pycocotools makes of the file.
+    done = run("tools/test.py", *trained, *boxes, "--work-dir", tmp_path / "test")
+    (figures,) = (tmp_path / "test").glob("*/*.json")
+    coco = COCO(str(demo / "instances_val.json"))
+    evaluation = COCOeval(coco, coco.loadRes(str(out)), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    found = json.loads(figures.read_text())
+    assert found["coco/segm_mAP_50"] == pytest.approx(evaluation.stats[1], abs=1e-3)
+    assert evaluation.stats[1] > 0, done.stdout[-500:]
+
+
+def test_results_that_are_no_list_are_refused(trained, demo, tmp_path):
+    args = trained, demo / "boxes_val.json", demo / "val", tmp_path / "out.json"
+    done = label(*args, "--boxes", demo / "boxes_val.json", code=1)
+    assert "is no COCO results file: expected a list of objects" in done.stderr
+
+
+def test_testing_without_a_checkpoint_starts_from_the_configs_weights(trained, tmp_path):
+    options = ["model.return_features=True", "test_evaluator.type=ClusteringScoreMetric"]
+    run("tools/test.py", trained[0], "--work-dir", tmp_path, "--cfg-options", *options)
+    (figures,) = tmp_path.glob("*/*.json")
+    found = json.loads(figures.read_text())
+    assert any("clustering" in key and 0 < value < 4 for key, value in found.items()), found
 
 
 def test_an_image_folder_that_does_not_exist(trained, demo, tmp_path):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a mask for every box of a COCO file.
+"""Writes a mask for every box of a COCO file, or for every box that a detector found.
 
 Exit code: 0 when every box was labeled, 3 when some could not be; <out>.report.json then lists
 them with the reason.
@@ -27,6 +27,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--ann-file", required=True, help="COCO file with the boxes")
     parser.add_argument("--img-dir", required=True, help="folder of the images")
     parser.add_argument("--out", required=True, help="COCO file to write")
+    parser.add_argument(
+        "--boxes",
+        help="COCO results file of a detector; its boxes are labeled in place of the annotations, "
+        "and the output is a results file with scores and masks",
+    )
     parser.add_argument("--source", choices=LABEL_SOURCES, help="whose masks (default: config)")
     parser.add_argument(
         "--flip",
@@ -58,6 +63,7 @@ def main() -> int:
         label_source=args.source,
         flip_test=args.flip,
         thresholds=args.thresholds,
+        detections=args.boxes,
     )
     print(f"labels: {args.out}")
     if failed:

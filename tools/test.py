@@ -10,13 +10,22 @@ from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmengine.runner import Runner
 
-from mal_mmdet.apis import add_runner_arguments, load_config
+from mal_mmdet.apis import add_runner_arguments, load_config, use_detections
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config file")
-    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        help="checkpoint file; without it the weights that training would start from",
+    )
+    parser.add_argument(
+        "--boxes",
+        help="COCO results file of a detector: phase 1 segments its boxes, and the figure is "
+        "COCO's mask AP without phase 2",
+    )
     parser.add_argument("--out", help="pickle file for the predictions")
     parser.add_argument("--show", action="store_true", help="show the predictions in a window")
     parser.add_argument("--show-dir", help="folder for drawn predictions, in the work dir")
@@ -30,6 +39,8 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args)
     cfg.load_from = args.checkpoint
+    if args.boxes:
+        use_detections(cfg, args.boxes)
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
@@ -38,6 +49,8 @@ def main() -> None:
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     runner = Runner.from_cfg(cfg)
+    if not args.checkpoint:
+        runner.model.init_weights()
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()

@@ -2,7 +2,7 @@
 from .ablation import rebase, run_ablation
 from .attention import draw_attention_maps
 from .labeling import generate_labels
-from .launch import add_runner_arguments, load_config, use_boxes
+from .launch import add_runner_arguments, load_config, use_boxes, use_detections
 
 __all__ = [
     "add_runner_arguments",
@@ -12,4 +12,5 @@ __all__ = [
     "rebase",
     "run_ablation",
     "use_boxes",
+    "use_detections",
 ]

@@ -20,6 +20,7 @@ def generate_labels(
     label_source: str | None = None,
     flip_test: bool | None = None,
     thresholds: Sequence[float] | None = None,
+    detections: str | Path | None = None,
 ) -> int:
     """Labels the boxes of a COCO file through the runner's test loop.
 
@@ -31,6 +32,8 @@ def generate_labels(
         out_file: COCO file to write; a report stands beside it, see :class:`LabelWriter`.
         label_source, flip_test, thresholds: Override the model's, see
             :class:`MaskAutoLabeler`.
+        detections: COCO results file of a detector, whose boxes are labeled in place of the
+            annotations; what is written is then a results file too.
 
     Returns:
         Number of annotations that could not be labeled.
@@ -41,7 +44,13 @@ def generate_labels(
     cfg.model.update({key: value for key, value in options.items() if value is not None})
     cfg.load_from = str(checkpoint)
     use_boxes(cfg, ann_file, img_dir)
-    cfg.test_evaluator = dict(type="LabelWriter", ann_file=str(ann_file), out_file=str(out_file))
+    cfg.test_dataloader.dataset.dataset.detections = detections and str(detections)
+    cfg.test_evaluator = dict(
+        type="LabelWriter",
+        ann_file=str(ann_file),
+        out_file=str(out_file),
+        detections=detections and str(detections),
+    )
     cfg.custom_hooks = [dict(type="LabelProgressHook")]
     runner = Runner.from_cfg(cfg)
     if len(runner.test_loop.dataloader.dataset):

@@ -46,6 +46,21 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def use_detections(cfg: Config, detections: str | Path) -> None:
+    """Lets a config of phase 1 test on the boxes of a detector, in place.
+
+    The metric becomes COCO's mask AP against the human masks that the config compares with.
+
+    Args:
+        cfg: Its ``test_evaluator`` is a :class:`MaskIoUMetric`.
+        detections: COCO results file with scores.
+    """
+    cfg.test_dataloader.dataset.dataset.detections = str(detections)
+    cfg.test_evaluator = dict(
+        type="CocoMetric", ann_file=cfg.test_evaluator.ann_file, metric="segm"
+    )
+
+
 def use_boxes(cfg: Config, ann_file: str | Path, img_dir: str | Path) -> None:
     """Lets the test data set of a config of phase 1 read the boxes of a COCO file, in place."""
     cfg.test_dataloader.dataset.dataset.update(

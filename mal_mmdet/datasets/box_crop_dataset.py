@@ -27,7 +27,8 @@ class BoxCropDataset(Dataset):
     ``is_group_of`` of OpenImages, a box around several objects.
 
     The wrapped data set's own pipeline only loads the image. Of its ``instances`` nothing but
-    ``bbox``, ``bbox_label``, ``ignore_flag`` and the annotation's id and index is handed on.
+    ``bbox``, ``bbox_label``, ``ignore_flag``, a detection's ``score`` and the annotation's id and
+    index is handed on.
 
     Args:
         dataset: Config of an mmdet data set, whose pipeline ends with the image in ``img``.
@@ -139,7 +140,7 @@ class BoxCropDataset(Dataset):
             gt_bboxes_labels=np.array([info["bbox_label"]], dtype=np.int64),
             ori_bbox=bbox[0],
         )
-        return box | {key: info[key] for key in ("ann_id", "ann_index") if key in info}
+        return box | {key: info[key] for key in ("ann_id", "ann_index", "score") if key in info}
 
     def _image_sample(self, rows: np.ndarray) -> dict:
         try:

@@ -8,7 +8,7 @@ from mmdet.datasets import BaseDetDataset
 from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
-from mal_mmdet.labeling import find_problems, image_file, read_coco
+from mal_mmdet.labeling import find_problems, image_file, read_boxes
 
 
 @DATASETS.register_module()
@@ -23,22 +23,27 @@ class CocoBoxDataset(BaseDetDataset):
         path_parts: So many last parts of a ``file_name`` make up the path under
             ``data_prefix``; all if not given. Objects365 v2 needs 2, since its
             ``images/v1/patch8/x.jpg`` lies in ``patch8/x.jpg``.
+        detections: COCO results file of a detector, whose boxes take the place of the
+            annotations.
     """
 
-    def __init__(self, *args, path_parts: int | None = None, **kwargs) -> None:
+    def __init__(
+        self, *args, path_parts: int | None = None, detections: str | None = None, **kwargs
+    ) -> None:
         self.path_parts = path_parts
+        self.detections = detections
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """One entry an image that has boxes.
 
         ``instances`` hold ``bbox`` (x0, y0, x1, y1), ``bbox_label``, ``ignore_flag`` (crowd),
-        ``ann_id`` and ``ann_index``, the place in the file.
+        ``ann_id`` and ``ann_index``, the place in the file, and the ``score`` of a detection.
 
         Raises:
-            FileNotFoundError, ValueError: As :func:`mal_mmdet.labeling.read_coco`.
+            FileNotFoundError, ValueError: As :func:`mal_mmdet.labeling.read_boxes`.
         """
-        coco = read_coco(self.ann_file)
+        coco = read_boxes(self.ann_file, self.detections)
         self._metainfo["classes"] = tuple(c["name"] for c in coco["categories"])
         labels = {c["id"]: i for i, c in enumerate(coco["categories"])}
         infos = {image["id"]: image for image in coco["images"]}
@@ -61,15 +66,16 @@ class CocoBoxDataset(BaseDetDataset):
                 ),
             )
             x, y, w, h = ann["bbox"]
-            image["instances"].append(
-                dict(
-                    bbox=[x, y, x + w, y + h],
-                    bbox_label=labels[ann["category_id"]],
-                    ignore_flag=int(bool(ann.get("iscrowd", 0))),
-                    ann_id=ann["id"],
-                    ann_index=i,
-                )
+            instance = dict(
+                bbox=[x, y, x + w, y + h],
+                bbox_label=labels[ann["category_id"]],
+                ignore_flag=int(bool(ann.get("iscrowd", 0))),
+                ann_id=ann["id"],
+                ann_index=i,
             )
+            if self.detections:
+                instance["score"] = ann["score"]
+            image["instances"].append(instance)
         if problems:
             self._warn(problems, coco["annotations"])
         if not images:
@@ -84,9 +90,10 @@ class CocoBoxDataset(BaseDetDataset):
             lines.append(f"  annotation {name} (annotations[{i}]): {problem}")
         if len(problems) > 10:
             lines.append(f"  and {len(problems) - 10} more")
+        file = self.detections or self.ann_file
         print_log(
-            f"{len(problems)} of {len(annotations)} annotations in {self.ann_file} cannot be used "
-            "and are left out:\n" + "\n".join(lines),
+            f"{len(problems)} of {len(annotations)} annotations in {file} cannot be used and are "
+            "left out:\n" + "\n".join(lines),
             logger="current",
             level=logging.WARNING,
         )

@@ -2,6 +2,7 @@
 from .coco_file import (
     find_problems,
     image_file,
+    read_boxes,
     read_coco,
     read_lists,
     strip_masks,
@@ -21,6 +22,7 @@ __all__ = [
     "merge_masks",
     "paste_mask",
     "pixel_span",
+    "read_boxes",
     "read_coco",
     "read_lists",
     "read_vis",

@@ -30,6 +30,41 @@ def read_coco(path: str | Path) -> dict[str, Any]:
     return coco
 
 
+def read_boxes(ann_file: str | Path, detections: str | Path | None = None) -> dict[str, Any]:
+    """The boxes to be labeled: a COCO file's own, or those that a detector found.
+
+    Args:
+        ann_file: COCO file; beside ``detections`` only its images and categories count.
+        detections: COCO results file, a list of ``image_id``, ``category_id``, ``bbox`` and
+            ``score``. An entry's id becomes its place in the list.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`read_coco`, or the results are no list.
+    """
+    coco = read_coco(ann_file)
+    if detections is None:
+        return coco
+    found = _read_json(detections)
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise ValueError(
+            f"{detections} is no COCO results file: expected a list of objects with image_id, "
+            "category_id, bbox and score"
+        )
+    # Checked like any annotation; without a score there would be nothing to rank by.
+    annotations = [{**entry, "id": i, "score": entry.get("score")} for i, entry in enumerate(found)]
+    return {**coco, "annotations": annotations}
+
+
+def _read_json(path: str | Path) -> Any:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"annotation file {path} does not exist") from None
+    except ValueError as error:
+        raise ValueError(f"annotation file {path} is not valid JSON: {error}") from None
+
+
 def read_lists(path: str | Path, keys: tuple[str, ...], expected: str) -> dict[str, Any]:
     """Reads an annotation file, a JSON object that has a list under each of ``keys``.
 
@@ -42,13 +77,7 @@ def read_lists(path: str | Path, keys: tuple[str, ...], expected: str) -> dict[s
         FileNotFoundError: No such file.
         ValueError: Not JSON, or a list is missing.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"annotation file {path} does not exist") from None
-    except ValueError as error:
-        raise ValueError(f"annotation file {path} is not valid JSON: {error}") from None
+    content = _read_json(path)
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(
@@ -120,6 +149,9 @@ def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
         value = image.get(key)
         if not isinstance(value, kind) or not value or (kind is int and value < 0):
             return f"{key!r} of its image {image['id']!r} is {value!r:.40}, expected {expected}"
+    score = ann.get("score", 0)
+    if isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score):
+        return f"its 'score' is {score!r:.40}, expected a number"
     bbox = ann["bbox"]
     numeric = isinstance(bbox, list) and all(
         isinstance(v, Real) and not isinstance(v, bool) for v in bbox

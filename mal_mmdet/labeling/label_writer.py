@@ -9,7 +9,7 @@ from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from pycocotools import mask as mask_utils
 
-from .coco_file import find_problems, read_coco, without_nan, write_json
+from .coco_file import find_problems, read_boxes, without_nan, write_json
 
 
 @METRICS.register_module()
@@ -25,12 +25,17 @@ class LabelWriter(BaseMetric):
     Args:
         ann_file: The COCO file with the boxes.
         out_file: The COCO file to write.
+        detections: COCO results file whose boxes were labeled in place of the annotations. What
+            is written is then a results file too: every entry as it was, and its mask.
     """
 
     default_prefix = "labels"
 
-    def __init__(self, ann_file: str, out_file: str, **kwargs) -> None:
+    def __init__(
+        self, ann_file: str, out_file: str, detections: str | None = None, **kwargs
+    ) -> None:
         super().__init__(**kwargs)
+        self.detections = detections
         self.ann_file = ann_file
         self.out_file = out_file
 
@@ -46,7 +51,7 @@ class LabelWriter(BaseMetric):
 
     def compute_metrics(self, results: list[dict]) -> dict[str, int]:
         """Writes label file and report; returns how many boxes were labeled and how many not."""
-        coco = read_coco(self.ann_file)
+        coco = read_boxes(self.ann_file, self.detections)
         masks = {i: rle for result in results for i, rle in result["masks"].items()}
         problems = find_problems(coco)
         for result in results:
@@ -57,7 +62,8 @@ class LabelWriter(BaseMetric):
         for i, ann in enumerate(coco["annotations"]):
             if i in masks:
                 ann["segmentation"] = masks[i]
-                ann["area"] = int(mask_utils.area(masks[i]))
+                if not self.detections:
+                    ann["area"] = int(mask_utils.area(masks[i]))
             elif i in problems:
                 continue
             elif ann.get("iscrowd"):
@@ -78,7 +84,11 @@ class LabelWriter(BaseMetric):
         ]
         report = without_nan(dict(labeled=len(masks), failed=failed))
         write_json(report_path(self.out_file), report, indent=1)
-        write_json(self.out_file, {**coco, "annotations": annotations})
+        if self.detections:  # an id is a place in the list, which results do not have
+            found = [{k: v for k, v in ann.items() if k != "id"} for ann in annotations]
+            write_json(self.out_file, found)
+        else:
+            write_json(self.out_file, {**coco, "annotations": annotations})
         return dict(labeled=len(masks), failed=len(failed))
 
 

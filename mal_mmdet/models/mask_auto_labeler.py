@@ -143,7 +143,8 @@ class MaskAutoLabeler(BaseModel):
 
         Returns:
             The data samples, with ``pred_instances``: ``bboxes`` (N, 4), ``labels`` (N,),
-            ``masks`` (N, H, W) as bool, ``scores`` (N,), the mean probability inside the mask,
+            ``masks`` (N, H, W) as bool, ``scores`` (N,), those of a detector where the boxes
+            are its own, else the mean probability inside the mask,
             and ``ann_ids`` and ``ann_indices`` where the data set gives them. With
             ``return_features`` also ``features`` (N, C, h, w), unless N is 0: the encoder's
             last map of the teacher for the label source ``'teacher'``, else of the student.
@@ -195,7 +196,7 @@ class MaskAutoLabeler(BaseModel):
         pred = InstanceData(
             bboxes=instances.ori_bboxes, labels=instances.labels, masks=masks, scores=scores
         )
-        for key in ("ann_ids", "ann_indices"):
+        for key in ("ann_ids", "ann_indices", "scores"):
             if key in instances:
                 pred[key] = instances[key]
         return pred

@@ -7,6 +7,7 @@ import pytest
 from mal_mmdet.labeling import (
     find_problems,
     image_file,
+    read_boxes,
     read_coco,
     strip_masks,
     without_nan,
@@ -145,3 +146,21 @@ def test_write_json_leaves_the_old_file_when_it_fails(tmp_path):
         write_json(path, [2, object()])
     assert json.loads(path.read_text()) == [1]
     assert os.listdir(path.parent) == ["out.json"]
+
+
+def test_detections_take_the_place_of_the_annotations(tmp_path):
+    image = dict(id=7, file_name="a.jpg", width=50, height=40)
+    coco = dict(images=[image], categories=[dict(id=3, name="cat")], annotations=[dict(id=1)])
+    write_json(tmp_path / "boxes.json", coco)
+    good = dict(image_id=7, category_id=3, bbox=[1, 2, 3, 4], score=0.5)
+    without_score = {k: v for k, v in good.items() if k != "score"}
+    write_json(tmp_path / "results.json", [good, without_score, good | dict(score="high")])
+    found = read_boxes(tmp_path / "boxes.json", tmp_path / "results.json")
+    assert found["images"] == [image] and found["annotations"][0] == good | dict(id=0)
+    assert find_problems(found) == {
+        1: "its 'score' is None, expected a number",
+        2: "its 'score' is 'high', expected a number",
+    }
+    assert read_boxes(tmp_path / "boxes.json") == coco
+    with pytest.raises(FileNotFoundError, match=r"nothing.json does not exist"):
+        read_boxes(tmp_path / "boxes.json", tmp_path / "nothing.json")

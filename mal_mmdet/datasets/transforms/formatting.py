@@ -16,7 +16,7 @@ class PackBoxCrop(BaseTransform):
     Adds ``inputs``, uint8 of shape (3, S, S), and ``data_samples``, whose ``gt_instances`` holds
     one box: ``bboxes`` (1, 4) in the crop frame, ``ori_bboxes`` and ``crop_bboxes`` (1, 4) in
     the image frame, ``areas`` (1,) of the original box in image pixels, ``labels`` (1,), and
-    ``ann_ids`` and ``ann_indices`` where the data set gives them. No masks.
+    ``ann_ids``, ``ann_indices`` and ``scores`` where the data set gives them. No masks.
     """
 
     def transform(self, results: dict) -> dict:
@@ -31,6 +31,8 @@ class PackBoxCrop(BaseTransform):
         if "ann_id" in results:
             instances.ann_ids = [results["ann_id"]]
             instances.ann_indices = torch.tensor([results["ann_index"]])
+        if "score" in results:
+            instances.scores = torch.tensor([float(results["score"])])
         keys = ("img_id", "img_path", "ori_shape", "img_shape", "flip", "flip_direction")
         sample = DetDataSample(metainfo={key: results.get(key) for key in keys})
         sample.gt_instances = instances
