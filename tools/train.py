@@ -8,7 +8,7 @@ import argparse
 
 from mmengine.runner import Runner
 
-from mal_mmdet.apis import add_runner_arguments, load_config
+from mal_mmdet.apis import add_runner_arguments, full_precision_without_gpu, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,6 +34,7 @@ def main() -> None:
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    full_precision_without_gpu(cfg)
     if args.auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
             raise SystemExit(

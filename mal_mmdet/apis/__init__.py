@@ -2,11 +2,18 @@
 from .ablation import rebase, run_ablation
 from .attention import draw_attention_maps
 from .labeling import generate_labels
-from .launch import add_runner_arguments, load_config, use_boxes, use_detections
+from .launch import (
+    add_runner_arguments,
+    full_precision_without_gpu,
+    load_config,
+    use_boxes,
+    use_detections,
+)
 
 __all__ = [
     "add_runner_arguments",
     "draw_attention_maps",
+    "full_precision_without_gpu",
     "generate_labels",
     "load_config",
     "rebase",

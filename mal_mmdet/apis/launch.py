@@ -46,6 +46,16 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def full_precision_without_gpu(cfg: Config) -> None:
+    """Trains in float32 where there is no GPU, in place: MMEngine's AMP needs one."""
+    if torch.cuda.is_available() or cfg.optim_wrapper.type != "AmpOptimWrapper":
+        return
+    print("no GPU found: training in float32 instead of mixed precision")
+    cfg.optim_wrapper.type = "OptimWrapper"
+    for key in ("dtype", "loss_scale"):
+        cfg.optim_wrapper.pop(key, None)
+
+
 def use_detections(cfg: Config, detections: str | Path) -> None:
     """Lets a config of phase 1 test on the boxes of a detector, in place.
 
