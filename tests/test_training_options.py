@@ -83,3 +83,21 @@ def test_drop_path_is_the_students_alone(demo, tmp_path):
     crops, areas = torch.randn(4, 3, 32, 32), torch.full((4,), 500.0)
     assert not torch.equal(model.student(crops, areas), model.student(crops, areas))
     assert torch.equal(model.teacher(crops, areas), model.teacher(crops, areas))
+
+
+def test_validation_against_human_masks_during_training(demo, tmp_path):
+    cfg = config(demo, tmp_path)
+    cfg.val_dataloader, cfg.val_cfg = cfg.test_dataloader, dict(type="ValLoop")
+    cfg.val_evaluator = [
+        dict(cfg.test_evaluator, boundary=True),
+        dict(type="ClusteringScoreMetric", ann_file=cfg.test_evaluator.ann_file),
+    ]
+    cfg.model.return_features = True
+    cfg.default_hooks.checkpoint.save_best = "mask/miou"
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    found = runner.message_hub.log_scalars
+    assert 0 < found["val/mask/miou"].current() < 1
+    assert 0 < found["val/mask/boundary_miou"].current() < 1
+    assert 0 < found["val/clustering/score"].current() < 4
+    assert list(tmp_path.glob("best_mask_miou_*.pth"))
