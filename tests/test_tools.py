@@ -214,7 +214,7 @@ def test_boxes_of_a_detector_are_labeled_and_evaluated(trained, demo, tmp_path):
         dict(image_id=a["image_id"], category_id=a["category_id"], bbox=a["bbox"], score=0.9)
         for a in truth["annotations"]
     ]
-    detections.append(detections[0] | dict(score=0.25, note="kept"))
+    detections.append(detections[0] | dict(score=0.25, note="kept", id=77))
     outside = detections[0] | dict(bbox=[SIZE + 5.0, 0.0, 9.0, 9.0])
     write_json(tmp_path / "results.bbox.json", [*detections, outside])
     out = tmp_path / "results.segm.json"
@@ -248,12 +248,57 @@ def test_results_that_are_no_list_are_refused(trained, demo, tmp_path):
     assert "is no COCO results file: expected a list of objects" in done.stderr
 
 
+def test_detections_in_unreadable_images_and_no_detections(trained, demo, tmp_path):
+    truth = read_coco(demo / "instances_val.json")
+    keys = ("image_id", "category_id", "bbox")
+    found = [{key: a[key] for key in keys} | dict(score=0.5) for a in truth["annotations"]]
+    write_json(tmp_path / "found.json", found)
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in sorted((demo / "val").iterdir())[1:]:
+        (images / path.name).write_bytes(path.read_bytes())
+    boxes = ["--boxes", tmp_path / "found.json", "--work-dir", tmp_path / "test"]
+    prefix = f"test_dataloader.dataset.dataset.data_prefix.img={images}"
+    done = run("tools/test.py", *trained, *boxes, "--cfg-options", prefix)
+    assert "coco/segm_mAP" in done.stdout
+    write_json(tmp_path / "found.json", [])
+    done = run("tools/test.py", *trained, *boxes, code=1)
+    assert "nothing to test" in done.stderr
+
+
+def test_a_checkpoint_of_another_network_is_refused(trained, demo, tmp_path):
+    state = torch.load(trained[1])["state_dict"]
+    state = {k: v for k, v in state.items() if "instance_head" not in k}
+    torch.save(dict(state_dict=state), tmp_path / "other.pth")
+    out = tmp_path / "out.json"
+    args = (trained[0], tmp_path / "other.pth"), demo / "boxes_val.json", demo / "val", out
+    done = label(*args, code=1)
+    assert "other.pth is not a checkpoint of the config's network" in done.stderr
+    assert "student.decoder.instance_head.0.weight" in done.stderr and not out.exists()
+
+
 def test_testing_without_a_checkpoint_starts_from_the_configs_weights(trained, tmp_path):
+    """The pretrained encoder's clustering score, also in a distributed test."""
+    state = torch.load(trained[1])["state_dict"]
+    encoder = {k: v for k, v in state.items() if k.startswith("student.backbone.")}
+    torch.save({k: 3 * v for k, v in encoder.items()}, tmp_path / "encoder.pth")
+    torch.save(dict(state_dict=state | torch.load(tmp_path / "encoder.pth")), tmp_path / "mal.pth")
     options = ["model.return_features=True", "test_evaluator.type=ClusteringScoreMetric"]
-    run("tools/test.py", trained[0], "--work-dir", tmp_path, "--cfg-options", *options)
-    (figures,) = tmp_path.glob("*/*.json")
-    found = json.loads(figures.read_text())
-    assert any("clustering" in key and 0 < value < 4 for key, value in found.items()), found
+    start = f"model.network.init_cfg.checkpoint={tmp_path / 'encoder.pth'}"
+    options += ["model.network.init_cfg.type=PretrainedEncoder", start]
+    options = ["--cfg-options", *options]
+    scores = []
+    for i, checkpoint in enumerate(([tmp_path / "mal.pth"], [], [])):
+        out = ["--work-dir", tmp_path / f"{i}", *options]
+        env = os.environ | dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost")
+        launcher = ["--launcher", "pytorch"] if i == 2 else []
+        command = [sys.executable, ROOT / "tools/test.py", trained[0], *checkpoint, *launcher, *out]
+        env |= dict(MASTER_PORT="29517", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+        done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        (figures,) = (tmp_path / f"{i}").glob("*/*.json")
+        scores.append(json.loads(figures.read_text())["clustering/score"])
+    assert 0 < scores[0] < 4 and scores[0] == scores[1] == scores[2]
 
 
 def test_an_image_folder_that_does_not_exist(trained, demo, tmp_path):

@@ -58,6 +58,13 @@ def test_layer_wise_decay_of_the_learning_rate(demo, tmp_path):
         assert rates[name] == pytest.approx(base * 0.5**halvings), name
 
 
+def test_layer_wise_decay_refuses_encoders_without_depths(demo, tmp_path):
+    model = MODELS.build(config(demo, tmp_path).model)
+    model.student.backbone = torch.nn.Conv2d(3, 3, 1)
+    with pytest.raises(ValueError, match=r"needs a VisionTransformer.*backbone is a Conv2d"):
+        model.get_layer_depth("student.backbone.weight")
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory(demo, tmp_path, monkeypatch):
     _, plain = trained(config(demo, tmp_path / "plain"))
     used = []

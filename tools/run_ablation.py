@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from mmengine.config import DictAction
+from mmengine.dist import is_main_process
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -25,12 +27,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, help="settings that override all configs'"
     )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    run_ablation(args.configs, args.work_dir, args.base, args.cfg_options)
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    run_ablation(args.configs, args.work_dir, args.base, args.cfg_options, args.launcher)
+    if not is_main_process():
+        return
     table = f"{args.work_dir}/table.md"
     with open(table, encoding="utf-8") as file:
         Console().print(Markdown(file.read()))

@@ -10,7 +10,7 @@ from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmengine.runner import Runner
 
-from mal_mmdet.apis import add_runner_arguments, load_config, use_detections
+from mal_mmdet.apis import add_runner_arguments, load_config, load_weights, use_detections
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
-    cfg.load_from = args.checkpoint
+    cfg.load_from = None
     if args.boxes:
         use_detections(cfg, args.boxes)
     if args.show or args.show_dir:
@@ -49,8 +49,9 @@ def main() -> None:
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     runner = Runner.from_cfg(cfg)
-    if not args.checkpoint:
-        runner.model.init_weights()
+    if not len(runner.test_dataloader.dataset):
+        raise SystemExit("there is nothing to test: no image has a usable box")
+    load_weights(runner, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()

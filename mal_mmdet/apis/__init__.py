@@ -6,6 +6,8 @@ from .launch import (
     add_runner_arguments,
     full_precision_without_gpu,
     load_config,
+    load_weights,
+    set_launcher,
     use_boxes,
     use_detections,
 )
@@ -16,8 +18,10 @@ __all__ = [
     "full_precision_without_gpu",
     "generate_labels",
     "load_config",
+    "load_weights",
     "rebase",
     "run_ablation",
+    "set_launcher",
     "use_boxes",
     "use_detections",
 ]

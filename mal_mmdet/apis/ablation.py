@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mal_mmdet.labeling import without_nan, write_json
+from mal_mmdet.labeling import replacing, without_nan, write_json
+
+from .launch import full_precision_without_gpu, set_launcher
 
 COLUMNS = ("miou", "miou_category", "miou_small", "miou_medium", "miou_large")
 
@@ -44,6 +47,7 @@ def run_ablation(
     work_dir: str | Path,
     base: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
+    launcher: str = "none",
 ) -> list[dict[str, Any]]:
     """Trains and tests every config and writes ``table.csv`` and ``table.md``.
 
@@ -55,12 +59,14 @@ def run_ablation(
         base: A config that all others inherit from in place of their own base, and the first
             row of the table; so that a list of changes runs at another scale, on other data.
         options: Settings that override those of all configs.
+        launcher: See :func:`set_launcher`.
 
     Returns:
         The rows of the table: ``name``, ``description``, ``COLUMNS`` and ``minutes``.
 
     Raises:
-        ValueError: Two configs have the same name, or one cannot be rebased.
+        ValueError: Two configs have the same name, one cannot be rebased, or the folder holds
+            results of another config.
     """
     work_dir = Path(work_dir)
     paths = [Path(config) for config in ([base] if base else []) + list(configs)]
@@ -73,13 +79,15 @@ def run_ablation(
     for path, text in zip(paths, texts):
         folder = work_dir / path.stem
         if text is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / path.name).write_text(text, encoding="utf-8")
+            with replacing(folder / path.name) as temporary:  # every rank writes the same
+                Path(temporary).write_text(text, encoding="utf-8")
         cfg = Config.fromfile(path if text is None else folder / path.name)
         cfg.merge_from_dict(dict(options or {}))
         cfg.work_dir = str(folder)
+        set_launcher(cfg, launcher)
         rows.append(dict(name=path.stem, description=description(path), **run_once(cfg)))
-        write_tables(work_dir, rows)
+        if is_main_process():
+            write_tables(work_dir, rows)
     return rows
 
 
@@ -90,6 +98,18 @@ def run_once(cfg: Config) -> dict[str, float]:
         The metrics without their prefix, and ``minutes``, those of an earlier, interrupted part
         of the training not counted.
     """
+    full_precision_without_gpu(cfg)
+    settings, file = without_nan(cfg.to_dict()), Path(cfg.work_dir) / "config.json"
+    for key in ("launcher", "work_dir"):
+        settings.pop(key)
+    settings = json.loads(json.dumps(settings, default=str))
+    if file.exists() and json.loads(file.read_text()) != settings:
+        raise ValueError(
+            f"{cfg.work_dir} holds a run of another config (its settings are in {file.name}): "
+            "give another --work-dir, or delete the folder to run anew"
+        )
+    if is_main_process():
+        write_json(file, settings, indent=1)
     result_file = Path(cfg.work_dir) / "result.json"
     if result_file.exists():
         return json.loads(result_file.read_text())
@@ -100,8 +120,10 @@ def run_once(cfg: Config) -> dict[str, float]:
     metrics = runner.test()
     result = {key.rpartition("/")[2]: value for key, value in metrics.items()}
     result["minutes"] = round((time.monotonic() - start) / 60, 1)
-    write_json(result_file, without_nan(result), indent=1)
-    return json.loads(result_file.read_text())
+    result = without_nan(result)
+    if is_main_process():
+        write_json(result_file, result, indent=1)
+    return result
 
 
 def description(config: Path) -> str:

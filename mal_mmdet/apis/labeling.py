@@ -8,7 +8,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from .launch import use_boxes
+from .launch import load_weights, use_boxes
 
 
 def generate_labels(
@@ -37,12 +37,15 @@ def generate_labels(
 
     Returns:
         Number of annotations that could not be labeled.
+
+    Raises:
+        ValueError: The checkpoint does not fit the config, or a file is not what it should be.
     """
     cfg = copy.deepcopy(cfg)
     cfg.setdefault("work_dir", str(Path(out_file).parent / "labeling"))
     options = dict(label_source=label_source, flip_test=flip_test, thresholds=thresholds)
     cfg.model.update({key: value for key, value in options.items() if value is not None})
-    cfg.load_from = str(checkpoint)
+    cfg.load_from = None
     use_boxes(cfg, ann_file, img_dir)
     cfg.test_dataloader.dataset.dataset.detections = detections and str(detections)
     cfg.test_evaluator = dict(
@@ -53,6 +56,7 @@ def generate_labels(
     )
     cfg.custom_hooks = [dict(type="LabelProgressHook")]
     runner = Runner.from_cfg(cfg)
+    load_weights(runner, checkpoint)
     if len(runner.test_loop.dataloader.dataset):
         metrics = runner.test()
     else:  # not one box that the network could see: only the report is left to write

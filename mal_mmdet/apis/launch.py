@@ -9,6 +9,11 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner, load_checkpoint
+
+from mal_mmdet.models import MaskAutoLabeler
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,30 +30,57 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Reads a config and applies the arguments of :func:`add_runner_arguments`.
-
-    On a machine without a GPU the launcher ``pytorch`` starts gloo processes here, since
-    MMEngine's own start asks for a GPU.
-    """
+    """Reads a config and applies the arguments of :func:`add_runner_arguments`."""
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = Config.fromfile(args.config)
-    cfg.launcher = args.launcher
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir:
         cfg.work_dir = args.work_dir
     cfg.setdefault("work_dir", str(Path("work_dirs") / Path(args.config).stem))
-    if args.launcher == "pytorch" and not torch.cuda.is_available():
-        torch.distributed.init_process_group("gloo")
+    set_launcher(cfg, args.launcher)
+    return cfg
+
+
+def set_launcher(cfg: Config, launcher: str) -> None:
+    """Lets a config run under a launcher, in place; ``pytorch`` also on a machine without GPU."""
+    cfg.launcher = launcher
+    if launcher == "pytorch" and get_device() == "cpu":
+        # MMEngine's own start asks for a GPU.
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
         cfg.model_wrapper_cfg = dict(
             type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
         )
-    return cfg
+
+
+def load_weights(runner: Runner, checkpoint: str | Path | None) -> None:
+    """Loads a checkpoint for testing; one of phase 1 has to fit to the last tensor.
+
+    Args:
+        runner: Before its test.
+        checkpoint: Without one the model is initialised as training would start.
+
+    Raises:
+        ValueError: The checkpoint is another network's.
+    """
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if checkpoint is None:
+        model.init_weights()
+    elif isinstance(model, MaskAutoLabeler):
+        try:
+            load_checkpoint(model, str(checkpoint), map_location="cpu", strict=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{checkpoint} is not a checkpoint of the config's network (model.network): {error}"
+            ) from error
+    else:
+        runner.load_checkpoint(str(checkpoint))
 
 
 def full_precision_without_gpu(cfg: Config) -> None:
     """Trains in float32 where there is no GPU, in place: MMEngine's AMP needs one."""
-    if torch.cuda.is_available() or cfg.optim_wrapper.type != "AmpOptimWrapper":
+    if get_device() != "cpu" or cfg.optim_wrapper.type != "AmpOptimWrapper":
         return
     print("no GPU found: training in float32 instead of mixed precision")
     cfg.optim_wrapper.type = "OptimWrapper"
@@ -59,16 +91,24 @@ def full_precision_without_gpu(cfg: Config) -> None:
 def use_detections(cfg: Config, detections: str | Path) -> None:
     """Lets a config of phase 1 test on the boxes of a detector, in place.
 
-    The metric becomes COCO's mask AP against the human masks that the config compares with.
+    The metric becomes mask AP against the human masks that the config compares with.
 
     Args:
-        cfg: Its ``test_evaluator`` is a :class:`MaskIoUMetric`.
+        cfg: Its ``test_evaluator`` is a :class:`MaskIoUMetric`; ``detection_metric`` names the
+            metric of its data set.
         detections: COCO results file with scores.
+
+    Raises:
+        ValueError: The config has no human masks to compare with.
     """
+    evaluator = cfg.test_evaluator
+    if not isinstance(evaluator, dict) or "ann_file" not in evaluator:
+        raise ValueError(
+            f"mask AP needs human masks: test_evaluator.ann_file of the config, which has "
+            f"test_evaluator={evaluator}"
+        )
     cfg.test_dataloader.dataset.dataset.detections = str(detections)
-    cfg.test_evaluator = dict(
-        type="CocoMetric", ann_file=cfg.test_evaluator.ann_file, metric="segm"
-    )
+    cfg.test_evaluator = dict(type=cfg.detection_metric, ann_file=evaluator.ann_file, metric="segm")
 
 
 def use_boxes(cfg: Config, ann_file: str | Path, img_dir: str | Path) -> None:

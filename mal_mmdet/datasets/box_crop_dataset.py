@@ -149,8 +149,11 @@ class BoxCropDataset(Dataset):
             instances = self.dataset.get_data_info(rows[0, 0])["instances"]
             indices = [instances[j].get("ann_index", j) for j in rows[:, 1]]
             failed = {i: str(error) for i in indices}
-            path = self.dataset.get_data_info(rows[0, 0]).get("img_path")
-            sample = DetDataSample(metainfo=dict(failed=failed, ori_shape=(0, 0), img_path=path))
+            info = self.dataset.get_data_info(rows[0, 0])
+            shape = info.get("height", 0), info.get("width", 0)
+            metainfo = {key: info.get(key) for key in ("img_id", "img_path")}
+            metainfo |= dict(failed=failed, ori_shape=shape, img_shape=shape)
+            sample = DetDataSample(metainfo=metainfo)
             sample.gt_instances = empty_instances()
             return dict(inputs=torch.empty(0, 3, 0, 0), data_samples=sample)
         boxes = [self.pipeline(self._box_results(results, j)) for j in rows[:, 1]]

@@ -48,7 +48,7 @@ class CocoBoxDataset(BaseDetDataset):
         labels = {c["id"]: i for i, c in enumerate(coco["categories"])}
         infos = {image["id"]: image for image in coco["images"]}
         images: dict = {}
-        problems = find_problems(coco)
+        problems = find_problems(coco, scored=bool(self.detections))
         for i, ann in enumerate(coco["annotations"]):
             if i in problems:
                 continue

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -44,15 +46,24 @@ def read_boxes(ann_file: str | Path, detections: str | Path | None = None) -> di
     coco = read_coco(ann_file)
     if detections is None:
         return coco
-    found = _read_json(detections)
+    found = read_detections(detections)
+    return {**coco, "annotations": [{**entry, "id": i} for i, entry in enumerate(found)]}
+
+
+def read_detections(path: str | Path) -> list[dict[str, Any]]:
+    """Reads a COCO results file.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not JSON, or not a list of objects.
+    """
+    found = _read_json(path)
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(
-            f"{detections} is no COCO results file: expected a list of objects with image_id, "
+            f"{path} is no COCO results file: expected a list of objects with image_id, "
             "category_id, bbox and score"
         )
-    # Checked like any annotation; without a score there would be nothing to rank by.
-    annotations = [{**entry, "id": i, "score": entry.get("score")} for i, entry in enumerate(found)]
-    return {**coco, "annotations": annotations}
+    return found
 
 
 def _read_json(path: str | Path) -> Any:
@@ -104,11 +115,12 @@ def image_file(image: dict[str, Any], path_parts: int | None = None) -> str:
     return "/".join(PurePosixPath(image["file_name"]).parts[-path_parts:])
 
 
-def find_problems(coco: dict[str, Any]) -> dict[int, str]:
+def find_problems(coco: dict[str, Any], scored: bool = False) -> dict[int, str]:
     """Finds the annotations that cannot be cropped.
 
     Args:
         coco: A file as :func:`read_coco` returns it.
+        scored: Whether each needs a ``score``, as a detection does.
 
     Returns:
         Position in ``coco['annotations']`` → what is wrong, in words.
@@ -118,6 +130,8 @@ def find_problems(coco: dict[str, Any]) -> dict[int, str]:
     problems, seen = {}, set()
     for i, ann in enumerate(coco["annotations"]):
         problem = _problem(ann, images, categories, seen)
+        if scored and not problem:
+            problem = _score_problem(ann)
         if problem:
             problems[i] = problem
     return problems
@@ -149,9 +163,6 @@ def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
         value = image.get(key)
         if not isinstance(value, kind) or not value or (kind is int and value < 0):
             return f"{key!r} of its image {image['id']!r} is {value!r:.40}, expected {expected}"
-    score = ann.get("score", 0)
-    if isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score):
-        return f"its 'score' is {score!r:.40}, expected a number"
     bbox = ann["bbox"]
     numeric = isinstance(bbox, list) and all(
         isinstance(v, Real) and not isinstance(v, bool) for v in bbox
@@ -168,6 +179,13 @@ def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
         return f"bbox {bbox} lies outside its image of {size}"
     if width > 3 * image["width"] or height > 3 * image["height"]:
         return f"bbox {bbox} is more than three times as large as its image of {size}"
+    return None
+
+
+def _score_problem(ann: dict) -> str | None:
+    score = ann.get("score")
+    if isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score):
+        return f"its 'score' is {score!r:.40}, expected a number"
     return None
 
 
@@ -196,12 +214,22 @@ def without_nan(content: Any) -> Any:
 
 def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
     """Writes JSON to a temporary name beside ``path`` and renames it: never half a file."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=indent)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[str]:
+    """Gives a temporary name beside ``path`` to write to, and renames it if all went well.
+
+    The folder is made if it is not there; after an error nothing is left behind.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=indent)
+        yield temporary
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp files are private, results are not

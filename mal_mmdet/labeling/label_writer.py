@@ -9,7 +9,7 @@ from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from pycocotools import mask as mask_utils
 
-from .coco_file import find_problems, read_boxes, without_nan, write_json
+from .coco_file import find_problems, read_boxes, read_detections, without_nan, write_json
 
 
 @METRICS.register_module()
@@ -53,7 +53,7 @@ class LabelWriter(BaseMetric):
         """Writes label file and report; returns how many boxes were labeled and how many not."""
         coco = read_boxes(self.ann_file, self.detections)
         masks = {i: rle for result in results for i, rle in result["masks"].items()}
-        problems = find_problems(coco)
+        problems = find_problems(coco, scored=bool(self.detections))
         for result in results:
             problems.update(result["failed"])
 
@@ -62,8 +62,7 @@ class LabelWriter(BaseMetric):
         for i, ann in enumerate(coco["annotations"]):
             if i in masks:
                 ann["segmentation"] = masks[i]
-                if not self.detections:
-                    ann["area"] = int(mask_utils.area(masks[i]))
+                ann["area"] = int(mask_utils.area(masks[i]))
             elif i in problems:
                 continue
             elif ann.get("iscrowd"):
@@ -84,9 +83,10 @@ class LabelWriter(BaseMetric):
         ]
         report = without_nan(dict(labeled=len(masks), failed=failed))
         write_json(report_path(self.out_file), report, indent=1)
-        if self.detections:  # an id is a place in the list, which results do not have
-            found = [{k: v for k, v in ann.items() if k != "id"} for ann in annotations]
-            write_json(self.out_file, found)
+        if self.detections:
+            found = read_detections(self.detections)
+            labels = [found[i] | dict(segmentation=masks[i]) for i in sorted(masks)]
+            write_json(self.out_file, labels)
         else:
             write_json(self.out_file, {**coco, "annotations": annotations})
         return dict(labeled=len(masks), failed=len(failed))

@@ -10,6 +10,7 @@ from mmdet.structures import DetDataSample
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
+from mmpretrain.models import SwinTransformer, VisionTransformer, ViTSAM
 from torch import Tensor
 
 from mal_mmdet.labeling import paste_mask, threshold_for_area
@@ -74,8 +75,19 @@ class MaskAutoLabeler(BaseModel):
         self.teacher.load_state_dict(self.student.state_dict())
 
     def get_layer_depth(self, param_name: str) -> tuple[int, int]:
-        """Depth of a parameter and number of depths, for layer-wise learning-rate decay."""
-        return self.student.backbone.get_layer_depth(param_name, "student.backbone.")
+        """Depth of a parameter and number of depths, for layer-wise learning-rate decay.
+
+        Raises:
+            ValueError: The encoder's layers have no depths, or not those of its own stages.
+        """
+        backbone = self.student.backbone
+        if not isinstance(backbone, (VisionTransformer, ViTSAM, SwinTransformer)):
+            raise ValueError(
+                "layer-wise learning-rate decay needs a VisionTransformer, ViTSAM or "
+                f"SwinTransformer of mmpretrain, but model.network.backbone is a "
+                f"{type(backbone).__name__}"
+            )
+        return backbone.get_layer_depth(param_name, "student.backbone.")
 
     def train(self, mode: bool = True) -> MaskAutoLabeler:
         """Sets the mode of the student; the teacher never leaves evaluation mode."""

@@ -6,8 +6,9 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from . import decoders
+from .backbones.conv_stem_vit import ConvStem
 
-STRIDES = (16, 14, 8, 4, 32)
+STRIDES = (16, 8, 4, 32)  # usual ones of encoders without patches
 
 
 @MODELS.register_module()
@@ -52,6 +53,14 @@ class MaskNetwork(BaseModule):
         self._check(features, images)
         return self.decoder(features, areas)
 
+    def _patch_size(self) -> int:
+        """Side of a patch of a ViT; 1 if the encoder does not tell."""
+        patch_embed = getattr(self.backbone, "patch_embed", None)
+        if isinstance(patch_embed, ConvStem):
+            return patch_embed.stride
+        stride = getattr(getattr(patch_embed, "projection", None), "stride", 1)
+        return stride if isinstance(stride, int) else stride[0]
+
     def _check(self, features: Tensor, images: Tensor) -> None:
         channels = self.decoder.in_channels
         if features.ndim != 4 or features.shape[1] != channels:
@@ -62,9 +71,11 @@ class MaskNetwork(BaseModule):
                 "to its channels, and for a ViT of mmpretrain out_type='featmap'"
             )
         size, cells = images.shape[-1], features.shape[-1]
-        if size % cells:
-            # The encoder has padded the crop or cut it off; its stride is one of the usual ones.
-            fits = [p for p in STRIDES if cells in (size // p, -(-size // p))]
+        patch = self._patch_size()
+        if size % cells or size % patch:
+            # The encoder has padded the crop or cut it off.
+            known = [patch] if patch > 1 else STRIDES
+            fits = [p for p in known if cells in (size // p, -(-size // p))]
             raise ValueError(
                 f"CropBBox.size is {size} in the pipelines, but must be a multiple of the "
                 "encoder's stride (for a ViT model.network.backbone.patch_size)"

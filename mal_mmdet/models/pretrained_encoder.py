@@ -90,7 +90,8 @@ def load_encoder(encoder: nn.Module, checkpoint: str) -> dict[str, Tensor]:
         The tensors that matched.
 
     Raises:
-        ValueError: Nothing in the checkpoint matches, or a tensor has another shape.
+        ValueError: Nothing in the checkpoint matches, less than half of the encoder's weights
+            do, or a tensor has another shape.
     """
     # Behind TIMMBackbone stand the timm model and, with features_only, its feature extractor.
     target = getattr(encoder, "timm_model", encoder)
@@ -115,7 +116,14 @@ def load_encoder(encoder: nn.Module, checkpoint: str) -> dict[str, Tensor]:
             f"the weights of {checkpoint} do not fit model.network.backbone, a {name}: {error}"
         ) from error
     # Buffers that follow from the architecture, such as Swin's index tables, need no weights.
-    missing = {key for key, _ in target.named_parameters()} - set(matched)
+    sizes = {key: weight.numel() for key, weight in target.named_parameters()}
+    missing = set(sizes) - set(matched)
+    share = 1 - sum(sizes[key] for key in missing) / sum(sizes.values())
+    if share < 0.5:
+        raise ValueError(
+            f"{checkpoint} has only {share:.0%} of the weights of model.network.backbone, a "
+            f"{name}; it lacks {_few(missing)}. Give the checkpoint of this architecture"
+        )
     lines = [f"{len(matched)} of the encoder's {len(wanted)} tensors loaded from {checkpoint}"]
     if missing:
         lines.append(f"{len(missing)} keep their random start: {_few(missing, 20)}")

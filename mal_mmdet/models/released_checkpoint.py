@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +67,11 @@ def load_tensors(path: str | Path) -> Any:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            # torch.load would hand such a file to torch.jit, which runs the code in it.
+            if any(name.endswith("constants.pkl") for name in archive.namelist()):
+                raise ValueError(f"{path} is a TorchScript program, expected a checkpoint")
     module = SimpleNamespace(
         __name__="TensorUnpickler",
         Unpickler=TensorUnpickler,

@@ -69,3 +69,5 @@ def test_the_table_holds_what_the_runs_measured(demo, tmp_path, monkeypatch):
     # What is done is not done again.
     monkeypatch.setattr(ablation.Runner, "from_cfg", lambda cfg: pytest.fail("ran again"))
     assert run_ablation(changes, tmp_path / "out", base, options) == rows
+    with pytest.raises(ValueError, match=r"base holds a run of another config"):
+        run_ablation(changes, tmp_path / "out", base, {"train_cfg.max_epochs": 2})

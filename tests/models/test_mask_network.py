@@ -40,6 +40,18 @@ def test_a_crop_that_the_patch_does_not_divide():
     assert run(network(), size=48).shape == (1, 24, 24)
 
 
+def test_a_padded_crop_that_its_cells_divide():
+    """A patch of 16 makes 15 cells of 225 pixels by padding them to 240."""
+    model = network(patch_size=16)
+    with pytest.raises(ValueError, match=r"CropBBox.size is 225.*16: 224 or 240"):
+        run(model, size=225)
+    stem = dict(type="ConvStemVisionTransformer", arch=ARCH, img_size=32, out_type="featmap")
+    decoder = dict(type="AttentionDecoder", in_channels=32, channels=8)
+    model = MODELS.build(dict(type="MaskNetwork", backbone=stem, decoder=decoder))
+    with pytest.raises(ValueError, match=r"CropBBox.size is 225.*16: 224 or 240"):
+        run(model, size=225)
+
+
 def test_a_crop_whose_rest_the_encoder_cuts_off():
     arch = dict(depths=[1, 1], channels=[16, 32])
     convnext = dict(type="mmpretrain.ConvNeXt", arch=arch, out_indices=(1,))

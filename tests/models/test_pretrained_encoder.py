@@ -7,11 +7,13 @@ import logging
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from mmpretrain.models import DeiT3
 from torch import nn
 
 from mal_mmdet.models import load_encoder, pretrained_encoder
 from mal_mmdet.models.pretrained_encoder import match_keys
+from tests.conftest import ROOT, tiny_config
 
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
 
@@ -122,6 +124,13 @@ def test_what_is_missing_is_a_warning_that_names_it(tmp_path, monkeypatch):
     assert "4 keep their random start: layers.1.ffn.layers.0.0.bias" in message
 
 
+def test_a_file_that_lacks_most_is_an_error(tmp_path):
+    state = {k: v for k, v in vit().state_dict().items() if "layers" not in k}
+    torch.save(state, tmp_path / "part.pth")
+    with pytest.raises(ValueError, match=r"part.pth has only \d+% of the weights.*lacks layers.0"):
+        load_encoder(vit(), str(tmp_path / "part.pth"))
+
+
 def test_a_file_that_matches_nothing_is_an_error(tmp_path):
     torch.save(dict(model={"conv1.weight": torch.zeros(1)}), tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"no weight of .*other.pth matches.*conv1.weight"):
@@ -142,8 +151,6 @@ def test_the_longest_match_wins():
 
 
 def test_init_cfg_loads_the_encoder_of_student_and_teacher(tmp_path, demo):
-    from tests.conftest import tiny_config
-
     cfg = tiny_config(demo, tmp_path)
     source = MODELS.build(cfg.model.network.backbone)
     source.init_weights()
@@ -174,3 +181,34 @@ def test_timm_weights_load_behind_its_wrapper(tmp_path):
         )[-1]
         encoder.eval()
         torch.testing.assert_close(encoder(images)[-1], expected)
+
+
+# What mmpretrain's own configs of these weights build, and what of it an encoder may lack.
+SOURCES = {
+    "swin-base": (dict(type="SwinTransformer", arch="base"), {"norm2.weight", "norm2.bias"}),
+    "convnext-base": (dict(type="ConvNeXt", arch="base"), {"norm2.weight", "norm2.bias"}),
+    "r101": (dict(type="ResNet", depth=101), set()),
+    "vit-base-sam": (dict(type="ViTSAM", arch="base", img_size=1024), set()),
+    "vit-base-p14-dinov2": (
+        dict(arch="base", img_size=518, patch_size=14, layer_scale_init_value=1e-5),
+        set(),
+    ),
+    "vit-base-mae": (dict(arch="base"), set()),
+    "vit-small-deit": (dict(arch="deit-small"), set()),
+    "vit-base-deit3": (dict(type="DeiT3", arch="base"), set()),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_configs_encoders_find_all_their_weights(name):
+    source, lacks = SOURCES[name]
+    cfg = Config.fromfile(ROOT / f"configs/mal/mal_{name}_8xb4-10e_coco.py")
+    source = dict(type="VisionTransformer") | source
+    source["type"] = f"mmpretrain.{source['type']}"
+    state = MODELS.build(source).state_dict()
+    encoder = MODELS.build(cfg.model.network.backbone)
+    found = match_keys({f"backbone.{k}": v for k, v in state.items()}, set(encoder.state_dict()))
+    assert {key for key, _ in encoder.named_parameters()} - set(found) == lacks
+    for key, weight in encoder.named_parameters():
+        if key in found and "pos_embed" not in key and "rel_pos" not in key:
+            assert weight.shape == found[key].shape, key

@@ -163,6 +163,19 @@ def test_the_converted_model_is_the_published_one(layout, size, tmp_path):
             assert (logits - expected).abs().max() < 1e-4 * expected.abs().max(), which
 
 
+@pytest.mark.parametrize("layout", [STEM, TAO])
+def test_positions_of_the_huge_network(layout):
+    """Its grid has 16 × 16 cells, also where its patches are of 14 pixels."""
+    stored = torch.randn(1, 257, 8)
+    grid = stored[:, 1:].mT.reshape(1, 8, 16, 16)
+    if layout == STEM:
+        grid = F.interpolate(grid, scale_factor=32.1 / 16, mode="bicubic", align_corners=False)
+    else:
+        grid = F.interpolate(grid, (32, 32), mode="bicubic", antialias=True)
+    expected = torch.cat([stored[:, :1], grid.flatten(2).mT], 1)
+    torch.testing.assert_close(resize_positions(stored, 32, layout), expected)
+
+
 def test_positions_on_the_same_grid_stay_as_they_are():
     grid = torch.randn(1, 197, 8)
     for layout in (STEM, TAO):
@@ -181,6 +194,11 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
         loaded = load_tensors(path)
         assert loaded["weights"].tolist() == [0, 1, 2] and len(loaded["objects"]) == 2
     assert not (tmp_path / "attacked").exists()
+
+    # torch.load runs such a file in spite of its unpickler.
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.ckpt")
+    with pytest.raises(ValueError, match=r"program.ckpt is a TorchScript program"):
+        load_tensors(tmp_path / "program.ckpt")
 
 
 def test_unusable_files_say_why(tmp_path):

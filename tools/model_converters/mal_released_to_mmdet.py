@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 import torch
 
+from mal_mmdet.labeling import replacing
 from mal_mmdet.models.released_checkpoint import convert_released, load_tensors
 
 
@@ -28,9 +28,8 @@ def main() -> None:
         state_dict, found = convert_released(load_tensors(args.input), args.crop_size)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"{args.input} cannot be converted: {error}") from error
-    temporary = f"{args.output}.tmp"
-    torch.save(dict(state_dict=state_dict, meta=found), temporary)
-    os.replace(temporary, args.output)
+    with replacing(args.output) as temporary:
+        torch.save(dict(state_dict=state_dict, meta=found), temporary)
     print(", ".join(f"{key}: {value}" for key, value in found.items()))
     print(f"checkpoint: {args.output}")
 

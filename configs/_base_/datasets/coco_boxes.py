@@ -73,6 +73,8 @@ test_dataloader = dict(
             pipeline=[dict(type='LoadImageFromFile')]),
         pipeline=test_pipeline))
 # Only `tools/test.py` reads human masks, to say how good the predicted ones are.
+# With `--boxes` that is the mask AP of a detector's boxes, by this metric.
+detection_metric = 'CocoMetric'
 test_evaluator = dict(
     type='MaskIoUMetric',
     ann_file=data_root + 'annotations/instances_val2017.json')

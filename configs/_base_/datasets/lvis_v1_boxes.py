@@ -15,4 +15,5 @@ test_dataloader = dict(
             data_root=data_root,
             ann_file='annotations/lvis_v1_val.json',
             data_prefix=dict(img=''))))
+detection_metric = 'LVISMetric'
 test_evaluator = dict(ann_file=data_root + 'annotations/lvis_v1_val.json')
