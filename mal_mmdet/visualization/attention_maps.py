@@ -30,8 +30,8 @@ def attention_modules(encoder: nn.Module) -> list[MultiheadAttention]:
         raise ValueError(
             f"{type(encoder).__name__} has no attention maps to draw: supported are encoders "
             "whose layers attend with mmpretrain's MultiheadAttention, such as "
-            "mmpretrain.VisionTransformer and its kin (DeiT, MAE, DINO), not Swin, ConvNeXt or "
-            "ResNet"
+            "mmpretrain.VisionTransformer (MAE, DeiT, DINOv2, …); not ViTSAM, Swin, ConvNeXt, "
+            "ResNet or a TIMMBackbone"
         )
     return modules
 
