@@ -7,9 +7,11 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TextIO
 
 
 def read_coco(path: str | Path) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def read_boxes(ann_file: str | Path, detections: str | Path | None = None) -> di
     coco = read_coco(ann_file)
     if detections is None:
         return coco
-    found = _read_json(detections)
+    found = read_json(detections)
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(
             f"{detections} is no COCO results file: expected a list of objects with image_id, "
@@ -55,7 +57,13 @@ def read_boxes(ann_file: str | Path, detections: str | Path | None = None) -> di
     return {**coco, "annotations": annotations}
 
 
-def _read_json(path: str | Path) -> Any:
+def read_json(path: str | Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not JSON.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
@@ -77,7 +85,7 @@ def read_lists(path: str | Path, keys: tuple[str, ...], expected: str) -> dict[s
         FileNotFoundError: No such file.
         ValueError: Not JSON, or a list is missing.
     """
-    content = _read_json(path)
+    content = read_json(path)
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(
@@ -194,14 +202,15 @@ def without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
-    """Writes JSON to a temporary name beside ``path`` and renames it: never half a file."""
+@contextmanager
+def replacing(path: str | Path) -> Iterator[TextIO]:
+    """A text file to write, under a temporary name beside ``path`` and renamed when complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=indent)
+            yield file
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp files are private, results are not
@@ -209,3 +218,15 @@ def write_json(path: str | Path, content: Any, indent: int | None = None) -> Non
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
+    """Writes JSON, never half a file."""
+    with replacing(path) as file:
+        json.dump(content, file, indent=indent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8, never half a file."""
+    with replacing(path) as file:
+        file.write(text)
