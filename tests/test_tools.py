@@ -446,3 +446,22 @@ def test_visualize_attention(trained, demo, tmp_path):
         path = tmp_path / f"attention_{ann_id}.png"
         assert f"picture: {path}" in done.stdout
         assert Image.open(path).size == (2 * 64 + 8, 64 + 4)
+
+
+def test_export_and_import_of_other_formats(demo, tmp_path):
+    """Labels out as YOLO's polygons; the boxes of these back in."""
+    truth, folder = demo / "instances_val.json", "tools/dataset_converters"
+    for name in ("yolo", "labelme", "cvat"):
+        done = run(f"{folder}/export_labels.py", name, truth, tmp_path / name)
+        assert f"labels: {tmp_path / name}" in done.stdout
+    out, source = tmp_path / "boxes.json", tmp_path / "yolo/labels"
+    options = ["--img-dir", demo / "val", "--classes", tmp_path / "yolo/data.yaml"]
+    done = run(f"{folder}/import_boxes.py", "yolo", source, out, *options)
+    coco, back = read_coco(truth), read_coco(out)
+    assert f"boxes: {out} ({len(coco['annotations'])} in 4 images)" in done.stdout
+    names = [{c["id"]: c["name"] for c in file["categories"]} for file in (coco, back)]
+    for one, other in zip(coco["annotations"], back["annotations"], strict=True):
+        assert names[0][one["category_id"]] == names[1][other["category_id"]]
+        np.testing.assert_allclose(one["bbox"], other["bbox"], atol=1.5)
+    done = run(f"{folder}/import_boxes.py", "yolo", source, out, *options[:2], code=1)
+    assert "give their names in order" in done.stderr

@@ -148,15 +148,9 @@ def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
         return f"its image {ann['image_id']!r} is not in 'images'"
     if ann["category_id"] not in categories:
         return f"its category {ann['category_id']!r} is not in 'categories'"
-    name = "coco_url" if "coco_url" in image and "file_name" not in image else "file_name"
-    for key, kind, expected in (
-        (name, str, "a text; an image needs a 'file_name', or a 'coco_url' in its place"),
-        ("width", int, "a number of pixels"),
-        ("height", int, "a number of pixels"),
-    ):
-        value = image.get(key)
-        if not isinstance(value, kind) or not value or (kind is int and value < 0):
-            return f"{key!r} of its image {image['id']!r} is {value!r:.40}, expected {expected}"
+    problem = image_problem(image)
+    if problem:
+        return problem
     score = ann.get("score", 0)
     if isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score):
         return f"its 'score' is {score!r:.40}, expected a number"
@@ -176,6 +170,20 @@ def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
         return f"bbox {bbox} lies outside its image of {size}"
     if width > 3 * image["width"] or height > 3 * image["height"]:
         return f"bbox {bbox} is more than three times as large as its image of {size}"
+    return None
+
+
+def image_problem(image: dict[str, Any]) -> str | None:
+    """What is wrong with the entry of an image, in words; None if nothing is."""
+    name = "coco_url" if "coco_url" in image and "file_name" not in image else "file_name"
+    for key, kind, expected in (
+        (name, str, "a text; an image needs a 'file_name', or a 'coco_url' in its place"),
+        ("width", int, "a number of pixels"),
+        ("height", int, "a number of pixels"),
+    ):
+        value = image.get(key)
+        if not isinstance(value, kind) or not value or (kind is int and value < 0):
+            return f"{key!r} of its image {image['id']!r} is {value!r:.40}, expected {expected}"
     return None
 
 
