@@ -33,14 +33,12 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
         mask. Rasterised by pycocotools they have an IoU of at least 0.98 with the mask.
     """
     mask = np.ascontiguousarray(mask, dtype=np.uint8)
-    if not mask.any():
+    left, top, width, height = cv2.boundingRect(mask)
+    if not width:
         return []
-    parts = _trace(mask)
-    for tolerance in TOLERANCES:
-        smooth = _cut([[_simplify(ring, tolerance) for ring in rings] for rings in parts])
-        if smooth is not None and _iou(smooth, mask) >= MIN_IOU:
-            return smooth
-    return _cut(parts)
+    polygons = _outlines(mask[top : top + height, left : left + width])
+    # Floats always: mmdet scales the numbers in place.
+    return [np.round(np.add(p, (left, top)), 3).astype(float).ravel().tolist() for p in polygons]
 
 
 def join_parts(polygons: list[list[float]]) -> list[float]:
@@ -72,16 +70,25 @@ def segmentation_to_mask(segmentation: list | dict, height: int, width: int) -> 
     return mask_utils.decode(segmentation)
 
 
-def _iou(polygons: list[list[float]], mask: np.ndarray) -> float:
+def _outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """The outline of each part, holes cut, (N, 2); as smooth as the IoU allows."""
+    parts = _trace(mask)
+    for tolerance in TOLERANCES:
+        smooth = _cut([[_simplify(ring, tolerance) for ring in rings] for rings in parts])
+        if smooth is not None and _iou(smooth, mask > 0) >= MIN_IOU:
+            return smooth
+    return _cut(parts)
+
+
+def _iou(polygons: list[np.ndarray], mask: np.ndarray) -> float:
     """The least IoU among readers that decide ties at the centres of pixels differently.
 
     A smoothed diagonal runs through such centres. Moved by 0.2 pixels, one step of
     pycocotools' grid, to the left or the right, it has all of them on one side.
     """
-    mask = mask > 0
     ious = []
     for shift in (-0.2, 0.2):
-        moved = [np.add(np.reshape(p, (-1, 2)), (shift, 0)).ravel().tolist() for p in polygons]
+        moved = [np.add(polygon, (shift, 0)).ravel().tolist() for polygon in polygons]
         drawn = segmentation_to_mask(moved, *mask.shape) > 0
         ious.append((drawn & mask).sum() / (drawn | mask).sum())
     return min(ious)
@@ -93,14 +100,13 @@ def _trace(mask: np.ndarray) -> list[list[np.ndarray]]:
     OpenCV runs through the centres of border pixels. In a mask of twice the size, every pixel
     has one border pixel at each of its corners; halved and rounded up, they are the corners.
     """
-    x, y, width, height = cv2.boundingRect(mask)
-    large = mask[y : y + height, x : x + width].repeat(2, axis=0).repeat(2, axis=1)
+    large = mask.repeat(2, axis=0).repeat(2, axis=1)
     contours, tree = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    parts = {i: [] for i, (*_, parent) in enumerate(tree[0]) if parent < 0}
-    for i in sorted(range(len(contours)), key=lambda i: tree[0][i][3]):  # outlines before holes
-        ring = (contours[i][:, 0] + 1) // 2 + np.array([x, y], dtype=np.int32)
-        parent = tree[0][i][3]
-        parts[i if parent < 0 else parent].append(_drop_needless(ring))
+    parents = tree[0, :, 3].tolist()  # -1 of outlines, of a hole the number of its outline
+    parts = {i: [] for i, parent in enumerate(parents) if parent < 0}
+    for i in sorted(range(len(contours)), key=parents.__getitem__):  # outlines before holes
+        ring = _drop_needless((contours[i][:, 0] + 1) // 2)
+        parts[i if parents[i] < 0 else parents[i]].append(ring)
     return list(parts.values())
 
 
@@ -116,8 +122,8 @@ def _simplify(ring: np.ndarray, tolerance: float) -> np.ndarray:
     return simple if len(simple) > 2 else ring
 
 
-def _cut(parts: list[list[np.ndarray]]) -> list[list[float]] | None:
-    """Each part with cuts to its holes as a flat list; None where smoothing crossed outlines."""
+def _cut(parts: list[list[np.ndarray]]) -> list[np.ndarray] | None:
+    """Each part with cuts to its holes, (N, 2); None where smoothing crossed outlines."""
     polygons = []
     for outline, *holes in parts:
         # What lies above a hole begins above it too: in this order it is a piece of the outline.
@@ -125,8 +131,7 @@ def _cut(parts: list[list[np.ndarray]]) -> list[list[float]] | None:
             outline = _cut_hole(outline, hole)
             if outline is None:
                 return None
-        # Floats always: mmdet scales the numbers in place.
-        polygons.append(np.round(outline, 3).astype(float).ravel().tolist())
+        polygons.append(outline)
     return polygons
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
+from mmdet.registry import DATASETS
 from mmdet.structures.mask import PolygonMasks
+from mmengine.hub import get_config
 from pycocotools import mask as mask_utils
 from scipy.ndimage import gaussian_filter, label
 
@@ -11,6 +13,7 @@ from mal_mmdet.labeling import (
     mask_to_polygons,
     read_coco,
     segmentation_to_mask,
+    write_json,
 )
 
 RING = np.ones((20, 24), dtype=bool)
@@ -130,3 +133,34 @@ def test_every_kind_of_segmentation():
     counts = dict(size=[20, 24], counts=runs)
     assert segmentation_to_mask(counts, 20, 24)[5:8, 0].sum() == 3
     assert mask_utils.area(rle) == RING.sum()
+
+
+def read_as(config, ann_file, img_dir):
+    """Masks that the training pipeline of a stock config gets from a label file."""
+    dataset = get_config(f"mmdet::{config}").train_dataloader.dataset
+    dataset = dataset.get("dataset", dataset)  # in a RepeatDataset
+    classes = [category["name"] for category in read_coco(ann_file)["categories"]]
+    files = dict(data_root="", ann_file=str(ann_file), data_prefix=dict(img=str(img_dir)))
+    dataset.update(files, metainfo=dict(classes=classes))
+    built = DATASETS.build(dataset)
+    samples = [built.prepare_data(i) for i in range(len(built))]
+    return [s["data_samples"].gt_instances.masks.to_ndarray() for s in samples if s is not None]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py",
+        "mask_rcnn/mask-rcnn_r50_fpn_ms-poly-3x_coco.py",
+    ],
+)
+def test_stock_pipelines_that_read_polygons_alone(demo, tmp_path, config):
+    labels = read_coco(demo / "instances_train.json")
+    assert sum(map(len, read_as(config, demo / "instances_train.json", demo / "train"))) == 0
+    for ann in labels["annotations"]:
+        rle = ann["segmentation"]
+        ann["segmentation"] = mask_to_polygons(segmentation_to_mask(rle, *rle["size"]))
+    write_json(tmp_path / "polygons.json", labels)
+    masks = read_as(config, tmp_path / "polygons.json", demo / "train")
+    assert sum(map(len, masks)) >= len(labels["annotations"]) / 2  # what crops leave
+    assert all(mask.any() for mask in masks)
