@@ -55,7 +55,7 @@ def label(trained, ann_file, img_dir, out, *options, code=0):
     return run("tools/generate_labels.py", *trained, *files, *options, code=code)
 
 
-def stock_dataset(ann_file, img_dir, classes):
+def stock_dataset(ann_file, img_dir, classes, **loading):
     """mmdet's own CocoDataset with its own mask loading."""
     return DATASETS.build(
         dict(
@@ -66,7 +66,7 @@ def stock_dataset(ann_file, img_dir, classes):
             test_mode=True,
             pipeline=[
                 dict(type="LoadImageFromFile"),
-                dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
+                dict(type="LoadAnnotations", with_bbox=True, with_mask=True, **loading),
                 dict(type="PackDetInputs"),
             ],
         )
@@ -130,6 +130,45 @@ def test_label_options_change_the_labels(trained, demo, tmp_path):
     assert len({files[k] for k in ("plain", "teacher", "both", "flip", "threshold")}) == 5
     # Some boxes of the demo data are large.
     assert files["three"] != files["plain"]
+
+
+def test_polygons_for_detectors_that_ignore_rle(trained, demo, tmp_path):
+    """As stock loading with ``poly2mask=False`` sees the two formats; the crowd is RLE in both."""
+    boxes = read_coco(demo / "boxes_val.json")
+    crowd = boxes["annotations"][0] | dict(id=9000, iscrowd=1)
+    boxes["annotations"].append(crowd)
+    write_json(tmp_path / "boxes.json", boxes)
+    classes = tuple(c["name"] for c in boxes["categories"])
+    found, files = {}, {}
+    for name in ("rle", "polygon"):
+        out = tmp_path / f"{name}.json"
+        label(trained, tmp_path / "boxes.json", demo / "val", out, "--mask-format", name)
+        files[name] = read_coco(out)
+        dataset = stock_dataset(out, demo / "val", classes, poly2mask=False)
+        samples = [dataset[i]["data_samples"] for i in range(len(dataset))]
+        found[name] = sum(len(sample.gt_instances) for sample in samples)
+    assert found == dict(rle=0, polygon=len(boxes["annotations"]) - 1)
+    for rle, polygon in zip(*(file["annotations"] for file in files.values()), strict=True):
+        one, other = rle.pop("segmentation"), polygon.pop("segmentation")
+        assert rle == polygon
+        if rle["iscrowd"]:
+            assert one == other
+            continue
+        other = mask_utils.merge(mask_utils.frPyObjects(other, SIZE, SIZE))
+        assert mask_utils.iou([one], [other], [0])[0, 0] >= 0.98
+    for sample in samples:  # of the polygons, as a detector's pipeline resizes them
+        masks = sample.gt_instances.masks
+        resized = masks.resize((2 * SIZE, 2 * SIZE)).to_ndarray()
+        assert (resized.sum((1, 2)) > 3.5 * masks.to_ndarray().sum((1, 2))).all()
+    done = label(
+        trained,
+        tmp_path / "boxes.json",
+        demo / "val",
+        tmp_path / "no.json",
+        *["--boxes", tmp_path / "rle.json", "--mask-format", "polygon"],
+        code=2,
+    )
+    assert "--boxes writes a results file, whose masks are RLE" in done.stderr
 
 
 def test_two_thresholds_are_refused(trained, demo, tmp_path):
@@ -452,3 +491,22 @@ def test_visualize_attention(trained, demo, tmp_path):
         path = tmp_path / f"attention_{ann_id}.png"
         assert f"picture: {path}" in done.stdout
         assert Image.open(path).size == (2 * 64 + 8, 64 + 4)
+
+
+def test_export_and_import_of_other_formats(demo, tmp_path):
+    """Labels out as YOLO's polygons; the boxes of these back in."""
+    truth, folder = demo / "instances_val.json", "tools/dataset_converters"
+    for name in ("yolo", "labelme", "cvat"):
+        done = run(f"{folder}/export_labels.py", name, truth, tmp_path / name)
+        assert f"labels: {tmp_path / name}" in done.stdout
+    out, source = tmp_path / "boxes.json", tmp_path / "yolo/labels"
+    options = ["--img-dir", demo / "val", "--classes", tmp_path / "yolo/data.yaml"]
+    done = run(f"{folder}/import_boxes.py", "yolo", source, out, *options)
+    coco, back = read_coco(truth), read_coco(out)
+    assert f"boxes: {out} ({len(coco['annotations'])} in 4 images)" in done.stdout
+    names = [{c["id"]: c["name"] for c in file["categories"]} for file in (coco, back)]
+    for one, other in zip(coco["annotations"], back["annotations"], strict=True):
+        assert names[0][one["category_id"]] == names[1][other["category_id"]]
+        np.testing.assert_allclose(one["bbox"], other["bbox"], atol=1.5)
+    done = run(f"{folder}/import_boxes.py", "yolo", source, out, *options[:2], code=1)
+    assert "give their names in order" in done.stderr

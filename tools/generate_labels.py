@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from mal_mmdet.apis import add_runner_arguments, generate_labels, load_config
-from mal_mmdet.labeling import report_path
+from mal_mmdet.labeling import MASK_FORMATS, report_path
 from mal_mmdet.models.mask_auto_labeler import LABEL_SOURCES
 
 SOME_FAILED = 3
@@ -45,8 +45,16 @@ def parse_args() -> argparse.Namespace:
         metavar="P",
         help="one threshold, or three for small, medium and large boxes (default: config)",
     )
+    parser.add_argument(
+        "--mask-format",
+        choices=MASK_FORMATS,
+        default="rle",
+        help="polygon for detectors that ignore RLE, see docs/formats.md (default: %(default)s)",
+    )
     add_runner_arguments(parser)
     args = parser.parse_args()
+    if args.boxes and args.mask_format != "rle":
+        parser.error("--boxes writes a results file, whose masks are RLE; leave out --mask-format")
     if args.thresholds and len(args.thresholds) not in (1, 3):
         parser.error(f"--thresholds takes one or three numbers, got {len(args.thresholds)}")
     return args
@@ -64,6 +72,7 @@ def main() -> int:
         flip_test=args.flip,
         thresholds=args.thresholds,
         detections=args.boxes,
+        mask_format=args.mask_format,
     )
     print(f"labels: {args.out}")
     if failed:

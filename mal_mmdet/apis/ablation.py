@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mal_mmdet.labeling import replacing, without_nan, write_json
+from mal_mmdet.labeling import without_nan, write_json, write_text
 
 from .launch import full_precision_without_gpu, set_launcher
 
@@ -79,8 +79,7 @@ def run_ablation(
     for path, text in zip(paths, texts):
         folder = work_dir / path.stem
         if text is not None:
-            with replacing(folder / path.name) as temporary:  # every rank writes the same
-                Path(temporary).write_text(text, encoding="utf-8")
+            write_text(folder / path.name, text)  # every rank writes the same
         cfg = Config.fromfile(path if text is None else folder / path.name)
         cfg.merge_from_dict(dict(options or {}))
         cfg.work_dir = str(folder)
@@ -149,4 +148,4 @@ def write_tables(work_dir: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         values = [row.get(column) for column in COLUMNS]
         figures = ["" if value is None else f"{value:.3f}" for value in values]
         lines.append(f"| {' | '.join([row['name'], row['description'], *figures])} |")
-    (work_dir / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(work_dir / "table.md", "\n".join(lines) + "\n")

@@ -21,6 +21,7 @@ def generate_labels(
     flip_test: bool | None = None,
     thresholds: Sequence[float] | None = None,
     detections: str | Path | None = None,
+    mask_format: str = "rle",
 ) -> int:
     """Labels the boxes of a COCO file through the runner's test loop.
 
@@ -34,6 +35,7 @@ def generate_labels(
             :class:`MaskAutoLabeler`.
         detections: COCO results file of a detector, whose boxes are labeled in place of the
             annotations; what is written is then a results file too.
+        mask_format: ``rle`` or ``polygon``, see :class:`LabelWriter`.
 
     Returns:
         Number of annotations that could not be labeled.
@@ -53,6 +55,7 @@ def generate_labels(
         ann_file=str(ann_file),
         out_file=str(out_file),
         detections=detections and str(detections),
+        mask_format=mask_format,
     )
     cfg.custom_hooks = [dict(type="LabelProgressHook")]
     runner = Runner.from_cfg(cfg)

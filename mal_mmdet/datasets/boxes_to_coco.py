@@ -9,11 +9,9 @@ from typing import Any
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from PIL import Image
 from torch.utils.data import Dataset
 
-ROTATED = (5, 6, 7, 8)  # values of EXIF's orientation that swap width and height
-ORIENTATION = 0x0112
+from mal_mmdet.labeling import image_size
 
 
 def build_training_boxes(cfg: Config) -> Dataset:
@@ -92,9 +90,6 @@ def boxes_to_coco(dataset: Dataset, img_dir: str | Path) -> dict[str, Any]:
 
 
 def _size(info: dict) -> tuple[int, int]:
-    """Width and height as the image is loaded, turned the way its camera was held."""
     if "width" in info and "height" in info:
         return int(info["width"]), int(info["height"])
-    with Image.open(info["img_path"]) as image:  # reads the header alone
-        turned = image.getexif().get(ORIENTATION) in ROTATED
-        return image.size[::-1] if turned else image.size
+    return image_size(info["img_path"])

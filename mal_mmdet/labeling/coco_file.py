@@ -57,7 +57,7 @@ def read_detections(path: str | Path) -> list[dict[str, Any]]:
         FileNotFoundError: No such file.
         ValueError: Not JSON, or not a list of objects.
     """
-    found = _read_json(path)
+    found = read_json(path)
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(
             f"{path} is no COCO results file: expected a list of objects with image_id, "
@@ -66,7 +66,13 @@ def read_detections(path: str | Path) -> list[dict[str, Any]]:
     return found
 
 
-def _read_json(path: str | Path) -> Any:
+def read_json(path: str | Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not JSON.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
@@ -88,7 +94,7 @@ def read_lists(path: str | Path, keys: tuple[str, ...], expected: str) -> dict[s
         FileNotFoundError: No such file.
         ValueError: Not JSON, or a list is missing.
     """
-    content = _read_json(path)
+    content = read_json(path)
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(
@@ -154,15 +160,9 @@ def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
         return f"its image {ann['image_id']!r} is not in 'images'"
     if ann["category_id"] not in categories:
         return f"its category {ann['category_id']!r} is not in 'categories'"
-    name = "coco_url" if "coco_url" in image and "file_name" not in image else "file_name"
-    for key, kind, expected in (
-        (name, str, "a text; an image needs a 'file_name', or a 'coco_url' in its place"),
-        ("width", int, "a number of pixels"),
-        ("height", int, "a number of pixels"),
-    ):
-        value = image.get(key)
-        if not isinstance(value, kind) or not value or (kind is int and value < 0):
-            return f"{key!r} of its image {image['id']!r} is {value!r:.40}, expected {expected}"
+    problem = image_problem(image)
+    if problem:
+        return problem
     bbox = ann["bbox"]
     numeric = isinstance(bbox, list) and all(
         isinstance(v, Real) and not isinstance(v, bool) for v in bbox
@@ -189,6 +189,20 @@ def _score_problem(ann: dict) -> str | None:
     return None
 
 
+def image_problem(image: dict[str, Any]) -> str | None:
+    """What is wrong with the entry of an image, in words; None if nothing is."""
+    name = "coco_url" if "coco_url" in image and "file_name" not in image else "file_name"
+    for key, kind, expected in (
+        (name, str, "a text; an image needs a 'file_name', or a 'coco_url' in its place"),
+        ("width", int, "a number of pixels"),
+        ("height", int, "a number of pixels"),
+    ):
+        value = image.get(key)
+        if not isinstance(value, kind) or not value or (kind is int and value < 0):
+            return f"{key!r} of its image {image['id']!r} is {value!r:.40}, expected {expected}"
+    return None
+
+
 def strip_masks(coco: dict[str, Any]) -> dict[str, Any]:
     """The same file without masks, and with ``area`` of the box: all that MAL may see.
 
@@ -212,12 +226,6 @@ def without_nan(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
-    """Writes JSON to a temporary name beside ``path`` and renames it: never half a file."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=indent)
-
-
 @contextmanager
 def replacing(path: str | Path) -> Iterator[str]:
     """Gives a temporary name beside ``path`` to write to, and renames it if all went well.
@@ -237,3 +245,15 @@ def replacing(path: str | Path) -> Iterator[str]:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
+    """Writes JSON, never half a file."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=indent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8, never half a file."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)

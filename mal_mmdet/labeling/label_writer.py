@@ -10,6 +10,9 @@ from mmengine.evaluator import BaseMetric
 from pycocotools import mask as mask_utils
 
 from .coco_file import find_problems, read_boxes, read_detections, without_nan, write_json
+from .polygons import mask_to_polygons
+
+MASK_FORMATS = ("rle", "polygon")
 
 
 @METRICS.register_module()
@@ -17,24 +20,39 @@ class LabelWriter(BaseMetric):
     """Writes the predicted masks into a copy of the annotation file they were made for.
 
     Every annotation keeps its place and all that it had; ``segmentation`` becomes the mask as
-    compressed RLE and ``area`` the mask's. Crowd annotations are not labeled: one without a
-    mask gets its box as RLE, so that stock loaders can read it. Annotations that could not be
-    labeled are left out of the label file, since no loader could use them, and stand whole in
-    ``<out_file>.report.json`` with the reason (NaN as null there).
+    compressed RLE or polygons and ``area`` the mask's. Crowd annotations are not labeled: one
+    without a mask gets its box as RLE, so that stock loaders can read it. Annotations that could
+    not be labeled are left out of the label file, since no loader could use them, and stand whole
+    in ``<out_file>.report.json`` with the reason (NaN as null there).
 
     Args:
         ann_file: The COCO file with the boxes.
         out_file: The COCO file to write.
         detections: COCO results file whose boxes were labeled in place of the annotations. What
             is written is then a results file too: every entry as it was, and its mask.
+        mask_format: ``rle``, or ``polygon`` for what ignores RLE, see :func:`mask_to_polygons`;
+            results files are always RLE, as pycocotools scores nothing else.
+
+    Raises:
+        ValueError: Unknown format, or polygons for a results file.
     """
 
     default_prefix = "labels"
 
     def __init__(
-        self, ann_file: str, out_file: str, detections: str | None = None, **kwargs
+        self,
+        ann_file: str,
+        out_file: str,
+        detections: str | None = None,
+        mask_format: str = "rle",
+        **kwargs,
     ) -> None:
         super().__init__(**kwargs)
+        if mask_format not in MASK_FORMATS:
+            raise ValueError(f"mask_format is {mask_format!r}, expected one of {MASK_FORMATS}")
+        if detections and mask_format != "rle":
+            raise ValueError("a results file has its masks as RLE; leave mask_format at 'rle'")
+        self.mask_format = mask_format
         self.detections = detections
         self.ann_file = ann_file
         self.out_file = out_file
@@ -62,6 +80,8 @@ class LabelWriter(BaseMetric):
         for i, ann in enumerate(coco["annotations"]):
             if i in masks:
                 ann["segmentation"] = masks[i]
+                if self.mask_format == "polygon":
+                    ann["segmentation"] = mask_to_polygons(mask_utils.decode(masks[i]))
                 ann["area"] = int(mask_utils.area(masks[i]))
             elif i in problems:
                 continue

@@ -125,8 +125,8 @@ def merge_masks(vis: dict[str, Any], labels: dict[str, Any]) -> tuple[dict[str, 
             )
         if not isinstance(ann.get("segmentation"), dict):
             raise ValueError(
-                f"annotation {box_id!r} of the labels has no mask; expected the file that "
-                "tools/generate_labels.py writes"
+                f"annotation {box_id!r} of the labels has no mask as RLE; expected the file "
+                "that tools/generate_labels.py writes with --mask-format rle"
             )
     tracks = {
         track["id"]: {**track, **{key: [None] * len(track["bboxes"]) for key in PER_FRAME}}

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label files in the formats of other programs.
+
+None of them knows crowds, which are left out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import yaml
+from pycocotools import mask as mask_utils
+
+from .coco_file import find_problems, image_file, image_problem, write_text
+from .polygons import join_parts, mask_to_polygons, segmentation_to_mask
+
+Files = Iterator[tuple[str, str]]  # name relative to the output folder, content
+
+
+def to_yolo(coco: dict[str, Any]) -> Files:
+    """YOLO's segmentation format: ``data.yaml``, and ``labels/<name of image>.txt`` for each.
+
+    A line is the class, counted from 0 in the order of the categories, and one polygon as
+    fractions of width and height. Several parts are joined by lines without width.
+
+    Args:
+        coco: Label file that :func:`check_labels` accepts.
+    """
+    names = [category["name"] for category in coco["categories"]]
+    data = dict(path=".", train="images", val="images", names=dict(enumerate(names)))
+    yield "data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    classes = {category["id"]: i for i, category in enumerate(coco["categories"])}
+    for image, anns in _by_image(coco):
+        size = image["width"], image["height"]
+        lines = []
+        for ann in anns:
+            points = np.reshape(join_parts(_polygons(ann, image)), (-1, 2)) / size
+            numbers = (f"{v:.6f}" for v in points.clip(0, 1).ravel())
+            lines.append(f"{classes[ann['category_id']]} {' '.join(numbers)}\n")
+        yield f"labels/{_stem(image)}.txt", "".join(lines)
+
+
+def to_labelme(coco: dict[str, Any]) -> Files:
+    """LabelMe: a JSON file per image, to be laid beside it.
+
+    The parts of an object are polygons with the same ``group_id``, which is null for objects of
+    one part.
+
+    Args:
+        coco: Label file that :func:`check_labels` accepts.
+    """
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    for image, anns in _by_image(coco):
+        shapes = []
+        for i, ann in enumerate(anns):
+            polygons = _polygons(ann, image)
+            shapes += [
+                dict(
+                    label=names[ann["category_id"]],
+                    points=np.reshape(polygon, (-1, 2)).tolist(),
+                    group_id=i if len(polygons) > 1 else None,
+                    shape_type="polygon",
+                    flags={},
+                )
+                for polygon in polygons
+            ]
+        content = dict(
+            version="5.0.0",
+            flags={},
+            shapes=shapes,
+            imagePath=PurePosixPath(image_file(image)).name,
+            imageData=None,
+            imageHeight=image["height"],
+            imageWidth=image["width"],
+        )
+        yield f"{_stem(image)}.json", json.dumps(content, indent=1)
+
+
+def to_cvat(coco: dict[str, Any]) -> Files:
+    """CVAT's XML 1.1 for images: one ``annotations.xml`` with exact masks.
+
+    Args:
+        coco: Label file that :func:`check_labels` accepts.
+    """
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
+    labels = ElementTree.SubElement(task, "labels")
+    for name in names.values():
+        ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = name
+    for i, (image, anns) in enumerate(_by_image(coco)):
+        size = dict(width=str(image["width"]), height=str(image["height"]))
+        attributes = dict(id=str(i), name=image_file(image), **size)
+        element = ElementTree.SubElement(root, "image", attributes)
+        for ann in anns:
+            mask = _mask(ann, image)
+            if not mask.any():  # polygons between the centres of pixels
+                raise ValueError(f"mask of annotation {ann['id']!r} has not one pixel")
+            label = dict(label=names[ann["category_id"]], source="auto", occluded="0")
+            attributes = label | _cvat_mask(mask) | dict(z_order="0")
+            ElementTree.SubElement(element, "mask", attributes)
+    ElementTree.indent(root)
+    body = ElementTree.tostring(root, encoding="unicode")
+    yield "annotations.xml", f'<?xml version="1.0" encoding="utf-8"?>\n{body}\n'
+
+
+EXPORTS: dict[str, Callable[[dict[str, Any]], Files]] = dict(
+    yolo=to_yolo, labelme=to_labelme, cvat=to_cvat
+)
+
+
+def check_labels(coco: dict[str, Any]) -> None:
+    """Checks that a COCO file can be exported.
+
+    Raises:
+        ValueError: A box, mask or image entry cannot be used, or two images would share a file.
+    """
+    for i, image in enumerate(coco["images"]):
+        if problem := image_problem(image):
+            raise ValueError(f"images[{i}]: {problem}")
+    for i, problem in find_problems(coco).items():
+        raise ValueError(f"annotations[{i}]: {problem}")
+    images = {image["id"]: image for image in coco["images"]}
+    for i, ann in enumerate(coco["annotations"]):
+        problem = _mask_problem(ann.get("segmentation"), images[ann["image_id"]])
+        if problem and not ann.get("iscrowd"):
+            raise ValueError(f"annotations[{i}] (id {ann['id']!r}): {problem}")
+    stems: dict[str, str] = {}
+    for image in coco["images"]:
+        stem, name = _stem(image), image_file(image)
+        if stem in stems:
+            raise ValueError(
+                f"images {stems[stem]!r} and {name!r} differ in nothing but the ending, and would "
+                "share one file of labels; rename one of them"
+            )
+        stems[stem] = name
+
+
+def export_labels(format_name: str, coco: dict[str, Any], out_dir: str | Path) -> int:
+    """Writes a label file in another format.
+
+    Args:
+        format_name: A key of ``EXPORTS``.
+        coco: COCO file with masks, see :func:`read_coco`.
+        out_dir: Folder to write to.
+
+    Returns:
+        Number of crowd annotations, which were left out.
+
+    Raises:
+        ValueError: See :func:`check_labels`; nothing is written then.
+    """
+    check_labels(coco)
+    for name, content in EXPORTS[format_name](coco):
+        write_text(Path(out_dir) / name, content)
+    return sum(bool(ann.get("iscrowd")) for ann in coco["annotations"])
+
+
+def _by_image(coco: dict[str, Any]) -> Iterator[tuple[dict, list[dict]]]:
+    """Every image with its annotations, crowds left out."""
+    anns: dict = {image["id"]: [] for image in coco["images"]}
+    for ann in coco["annotations"]:
+        if not ann.get("iscrowd"):
+            anns[ann["image_id"]].append(ann)
+    for image in coco["images"]:
+        yield image, anns[image["id"]]
+
+
+def _stem(image: dict) -> str:
+    """Name of an image without its ending, inside whatever folder it is put in."""
+    path = PurePosixPath(image_file(image))
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"image {image_file(image)!r} has to lie below the folder of images")
+    return path.with_suffix("").as_posix()
+
+
+def _mask_problem(segmentation: Any, image: dict) -> str | None:
+    if isinstance(segmentation, list) and segmentation:
+        for polygon in segmentation:
+            if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+                return (
+                    f"expected polygons [x, y, …] of at least three points, found {polygon!r:.80}"
+                )
+        return None
+    if not isinstance(segmentation, dict) or not segmentation.keys() >= {"size", "counts"}:
+        return (
+            f"expected a mask, polygons or RLE, as tools/generate_labels.py writes them, found "
+            f"{segmentation!r:.80}"
+        )
+    size = [image["height"], image["width"]]
+    if list(segmentation["size"]) != size:
+        return f"expected a mask of the size {size} of its image, found {segmentation['size']}"
+    counts = segmentation["counts"]
+    area = sum(counts[1::2]) if isinstance(counts, list) else mask_utils.area(segmentation)
+    return None if area else "expected a mask, found one without a pixel"
+
+
+def _mask(ann: dict, image: dict) -> np.ndarray:
+    return segmentation_to_mask(ann["segmentation"], image["height"], image["width"])
+
+
+def _polygons(ann: dict, image: dict) -> list[list[float]]:
+    """Polygons as they stand in the file, or the outlines of an RLE."""
+    if isinstance(ann["segmentation"], list):
+        return ann["segmentation"]
+    return mask_to_polygons(_mask(ann, image))
+
+
+def _cvat_mask(mask: np.ndarray) -> dict[str, str]:
+    """Window around the mask, and lengths of its runs row by row, background first."""
+    (rows,), (columns,) = mask.any(1).nonzero(), mask.any(0).nonzero()
+    top, left = rows[0], columns[0]
+    height, width = rows[-1] + 1 - top, columns[-1] + 1 - left
+    pixels = mask[top : top + height, left : left + width].ravel().astype(bool)
+    # A pixel of background before the first, so that the first run is always one of background.
+    changes = np.flatnonzero(np.diff(pixels, prepend=False))
+    runs = np.diff(np.concatenate([[0], changes, [pixels.size]]))
+    window = dict(left=left, top=top, width=width, height=height)
+    return dict(rle=", ".join(map(str, runs))) | {k: str(v) for k, v in window.items()}
