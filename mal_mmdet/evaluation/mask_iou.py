@@ -11,21 +11,11 @@ from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from pycocotools import mask as mask_utils
 
-from mal_mmdet.labeling import encode_mask, read_coco
+from mal_mmdet.labeling import encode_mask, read_coco, to_rle
 from mal_mmdet.structures import AREA_LIMITS
 
 from .boundary_iou import boundary_iou
 from .category_groups import resolve_groups
-
-
-def to_rle(segmentation: dict | list, image: dict) -> dict:
-    """Any COCO segmentation (polygons, compressed or plain RLE) as compressed RLE."""
-    height, width = image["height"], image["width"]
-    if isinstance(segmentation, list):
-        return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return mask_utils.frPyObjects(segmentation, height, width)
-    return segmentation
 
 
 def human_rle(ann: dict, image: dict) -> dict:
@@ -36,7 +26,7 @@ def human_rle(ann: dict, image: dict) -> dict:
     """
     if not ann.get("segmentation"):
         raise ValueError(f"annotation {ann['id']} of the ground truth has no mask")
-    return to_rle(ann["segmentation"], image)
+    return to_rle(ann["segmentation"], image["height"], image["width"])
 
 
 def paired_rles(
@@ -50,7 +40,7 @@ def paired_rles(
     human = human_rle(ann, image)
     if not segmentation:
         return None, human
-    pred = to_rle(segmentation, image)
+    pred = to_rle(segmentation, image["height"], image["width"])
     if pred["size"] != human["size"]:
         raise ValueError(
             f"the masks of annotation {ann['id']} have different sizes: predicted "

@@ -16,7 +16,7 @@ from .export import EXPORTS, check_labels, export_labels
 from .import_boxes import IMPORTS, image_size, import_boxes, read_classes
 from .label_writer import MASK_FORMATS, LabelWriter, complete_crowd, encode_mask, report_path
 from .paste import paste_mask, pixel_span, threshold_for_area
-from .polygons import join_parts, mask_to_polygons, segmentation_to_mask
+from .polygons import join_parts, mask_to_polygons, segmentation_to_mask, to_rle
 from .youtube_vis import merge_masks, read_vis, split_frames
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "split_frames",
     "strip_masks",
     "threshold_for_area",
+    "to_rle",
     "without_nan",
     "write_json",
     "write_text",

@@ -61,13 +61,18 @@ def join_parts(polygons: list[list[float]]) -> list[float]:
     return joined.ravel().tolist()
 
 
-def segmentation_to_mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
-    """Any mask of COCO's format (polygons, RLE, compressed RLE) as uint8, shape (H, W)."""
+def to_rle(segmentation: list | dict, height: int, width: int) -> dict:
+    """Any mask of COCO's format (polygons, RLE, compressed RLE) as compressed RLE."""
     if isinstance(segmentation, list):
-        segmentation = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = mask_utils.frPyObjects(segmentation, height, width)
-    return mask_utils.decode(segmentation)
+        return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return mask_utils.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def segmentation_to_mask(segmentation: list | dict, height: int, width: int) -> np.ndarray:
+    """Any mask of COCO's format as uint8, shape (H, W)."""
+    return mask_utils.decode(to_rle(segmentation, height, width))
 
 
 def _outlines(mask: np.ndarray) -> list[np.ndarray]:
