@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def set_launcher(cfg: Config, launcher: str) -> None:
         # MMEngine's own start asks for a GPU.
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
+            # Its threads must end before the interpreter does, or the process aborts.
+            atexit.register(torch.distributed.destroy_process_group)
         cfg.model_wrapper_cfg = dict(
             type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
         )
