@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mmengine
 import pytest
 import torch
 from mmdet.utils import register_all_modules
@@ -15,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 
 register_all_modules(init_default_scope=True)
+# A runner formats its config four times, which takes longer than most runs in these tests.
+mmengine.config.config.FormatCode = lambda text, **options: (text, False)
 
 
 @pytest.fixture(autouse=True)

@@ -2,20 +2,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a mask for every box of a COCO file, or for every box that a detector found.
 
-Exit code: 0 when every box was labeled, 3 when some could not be; <out>.report.json then lists
-them with the reason.
+Finished masks are kept in <out>.shards until the file is whole: a run that was interrupted goes on
+with --resume. Exit code: 0 when every box was labeled, 3 when some could not be; <out>.report.json
+then lists them with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from datetime import datetime, timezone
+
+from mmengine.dist import is_main_process
 
 from mal_mmdet.apis import add_runner_arguments, generate_labels, load_config
-from mal_mmdet.labeling import MASK_FORMATS, report_path
-from mal_mmdet.models.mask_auto_labeler import LABEL_SOURCES
+from mal_mmdet.labeling import LOW_QUALITY, MASK_FORMATS, report_path
+from mal_mmdet.models.mask_auto_labeler import LABEL_SOURCES, PREDICT_DTYPES
 
 SOME_FAILED = 3
+
+
+def source_date() -> str | None:
+    """Day in SOURCE_DATE_EPOCH, by which reproducible builds set their date."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    return epoch and datetime.fromtimestamp(int(epoch), timezone.utc).date().isoformat()
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,10 +62,43 @@ def parse_args() -> argparse.Namespace:
         default="rle",
         help="polygon for detectors that ignore RLE, see docs/formats.md (default: %(default)s)",
     )
+    parser.add_argument(
+        "--only-missing",
+        action="store_true",
+        help="keep masks that annotations have; label the others",
+    )
+    parser.add_argument(
+        "--min-quality",
+        type=float,
+        default=0.0,
+        metavar="Q",
+        help="masks with a mask_quality under this are of low quality (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--low-quality",
+        choices=LOW_QUALITY,
+        default="keep",
+        help="what becomes of those: ignore marks them as crowd (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype", choices=PREDICT_DTYPES, help="type to predict in (default: config)"
+    )
+    parser.add_argument(
+        "--date",
+        default=source_date(),
+        help="written into the file's info (default: from SOURCE_DATE_EPOCH, if that is set)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with what an interrupted run has left"
+    )
     add_runner_arguments(parser)
     args = parser.parse_args()
     if args.boxes and args.mask_format != "rle":
-        parser.error("--boxes writes a results file, whose masks are RLE; leave out --mask-format")
+        parser.error("--boxes writes a results file, whose masks are RLE: no --mask-format")
+    if args.boxes and (args.only_missing or args.low_quality == "ignore"):
+        parser.error("--boxes takes neither --only-missing nor --low-quality ignore")
+    if not 0 <= args.min_quality <= 1:
+        parser.error(f"--min-quality is from 0 to 1, got {args.min_quality}")
     if args.thresholds and len(args.thresholds) not in (1, 3):
         parser.error(f"--thresholds takes one or three numbers, got {len(args.thresholds)}")
     return args
@@ -71,9 +115,17 @@ def main() -> int:
         label_source=args.source,
         flip_test=args.flip,
         thresholds=args.thresholds,
+        predict_dtype=args.dtype,
         detections=args.boxes,
+        only_missing=args.only_missing,
+        date=args.date,
+        resume=args.resume,
         mask_format=args.mask_format,
+        min_quality=args.min_quality,
+        low_quality=args.low_quality,
     )
+    if not is_main_process():
+        return 0
     print(f"labels: {args.out}")
     if failed:
         print(f"{failed} annotations could not be labeled, see {report_path(args.out)}")

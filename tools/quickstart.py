@@ -112,7 +112,7 @@ def main() -> None:
     last = work_dir / "mal/last_checkpoint"
     train = ["tools/train.py", MAL, "--work-dir", last.parent, "--resume"]
     stages.run("train MAL", last, *train)
-    out = ["--out", labels["mal"], "--work-dir", work_dir / "labeling"]
+    out = ["--out", labels["mal"], "--work-dir", work_dir / "labeling", "--resume"]
     label = ["tools/generate_labels.py", MAL, last.read_text(), *boxes, *out]
     stages.run("label", labels["mal"], *label)
     for method in ("box", "grabcut"):

@@ -2,13 +2,27 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import importlib.metadata
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import mmcv
+import mmdet
+import mmengine
+import mmpretrain
+import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mal_mmdet.labeling import sha256, shard_folder
+from mal_mmdet.version import __version__
+
 from .launch import load_weights, use_boxes
+
+# A rank that is done waits this long for the others; one that dies ends the job at once.
+RANK_TIMEOUT = 24 * 60 * 60  # seconds
 
 
 def generate_labels(
@@ -17,51 +31,122 @@ def generate_labels(
     ann_file: str | Path,
     img_dir: str | Path,
     out_file: str | Path,
+    *,
     label_source: str | None = None,
     flip_test: bool | None = None,
     thresholds: Sequence[float] | None = None,
+    predict_dtype: str | None = None,
     detections: str | Path | None = None,
-    mask_format: str = "rle",
+    only_missing: bool = False,
+    date: str | None = None,
+    resume: bool = False,
+    **writer_options,
 ) -> int:
     """Labels the boxes of a COCO file through the runner's test loop.
 
+    The same config, weights, boxes, date and device give the same bytes, whatever the number of
+    ranks and interruptions. What is finished lies in ``<out_file>.shards`` until the file is whole.
+
     Args:
         cfg: Config of a trained :class:`MaskAutoLabeler`.
-        checkpoint: Its weights.
+        checkpoint: Its weights, a file.
         ann_file: COCO file with the boxes.
         img_dir: Folder that the file's images are relative to, see :func:`image_file`.
         out_file: COCO file to write; a report stands beside it, see :class:`LabelWriter`.
-        label_source, flip_test, thresholds: Override the model's, see
+        label_source, flip_test, thresholds, predict_dtype: Override the model's, see
             :class:`MaskAutoLabeler`.
         detections: COCO results file of a detector, whose boxes are labeled in place of the
             annotations; what is written is then a results file too.
-        mask_format: ``rle`` or ``polygon``, see :class:`LabelWriter`.
+        only_missing: Whether annotations with a mask keep it.
+        date: Is written into the file's ``info``, beside versions, config, and the hash of the
+            weights.
+        resume: Whether to go on with what an interrupted run has left, if it left anything.
+        writer_options: ``mask_format``, ``min_quality`` and ``low_quality`` of the
+            :class:`LabelWriter`.
 
     Returns:
-        Number of annotations that could not be labeled.
+        Number of annotations that could not be labeled; known to the main rank, 0 on others.
 
     Raises:
+        FileNotFoundError: No such checkpoint.
         ValueError: The checkpoint does not fit the config, or a file is not what it should be.
+        RuntimeError: Another process writes this label file, or an interrupted run did, and
+            ``resume`` is not given or something else is labeled now.
+        OSError: The disk is full.
     """
     cfg = copy.deepcopy(cfg)
     cfg.setdefault("work_dir", str(Path(out_file).parent / "labeling"))
-    options = dict(label_source=label_source, flip_test=flip_test, thresholds=thresholds)
+    options = dict(
+        label_source=label_source,
+        flip_test=flip_test,
+        thresholds=thresholds,
+        predict_dtype=predict_dtype,
+    )
     cfg.model.update({key: value for key, value in options.items() if value is not None})
+    cfg.model.paste_masks = False
     cfg.load_from = None
     use_boxes(cfg, ann_file, img_dir)
-    cfg.test_dataloader.dataset.dataset.detections = detections and str(detections)
+    loader = cfg.test_dataloader
+    loader.dataset.dataset.update(
+        detections=detections and str(detections), only_missing=only_missing
+    )
+    loader.batch_size = cfg.model.get("crops_per_batch", 32)
+    loader.batch_sampler = dict(type="LabelBatchSampler", shards=str(shard_folder(out_file)))
+    weights = _sha256(checkpoint)
     cfg.test_evaluator = dict(
         type="LabelWriter",
         ann_file=str(ann_file),
         out_file=str(out_file),
-        detections=detections and str(detections),
-        mask_format=mask_format,
+        detections=loader.dataset.dataset.detections,
+        only_missing=only_missing,
+        info=_provenance(cfg, weights, date),
+        fingerprint=dict(
+            weights=weights,
+            boxes=_sha256(ann_file),
+            detections=detections and _sha256(detections),
+            config=_hash([cfg.model, loader.dataset, writer_options.get("mask_format")]),
+            software=_hash(_versions()),
+        ),
+        resume=resume,
+        **writer_options,
     )
     cfg.custom_hooks = [dict(type="LabelProgressHook")]
+    cfg.setdefault("env_cfg", {}).setdefault("dist_cfg", {}).update(timeout=RANK_TIMEOUT)
     runner = Runner.from_cfg(cfg)
     load_weights(runner, checkpoint)
-    if len(runner.test_loop.dataloader.dataset):
-        metrics = runner.test()
-    else:  # not one box that the network could see: only the report is left to write
-        metrics = runner.test_loop.evaluator.evaluate(0)
-    return metrics["labels/failed"]
+    return runner.test().get("labels/failed", 0)
+
+
+def _provenance(cfg: Config, weights: str, date: str | None) -> dict:
+    model = cfg.model
+    info = dict(
+        versions=_versions(),
+        config=Path(cfg.filename or "").stem,
+        weights_sha256=weights,
+        label_source=model.get("label_source", "student"),
+        flip_test=model.get("flip_test", False),
+        thresholds=model.get("thresholds", 0.1),
+    )
+    return info | (dict(date=date) if date else {})
+
+
+def _versions() -> dict[str, str]:
+    libraries = (mmcv, mmdet, mmengine, mmpretrain, torch)
+    return dict(
+        mal_mmdet=__version__,
+        **{library.__name__: library.__version__ for library in libraries},
+        pycocotools=importlib.metadata.version("pycocotools"),
+    )
+
+
+def _hash(content: object) -> str:
+    text = json.dumps(content, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sha256(path: str | Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return sha256(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None

@@ -2,6 +2,7 @@
 from .box_crop_dataset import BoxCropDataset
 from .boxes_to_coco import boxes_to_coco, build_training_boxes
 from .coco_box_dataset import CocoBoxDataset
+from .label_batch_sampler import LabelBatchSampler
 from .openimages_box_dataset import OpenImagesBoxDataset
 from .seeded_sampler import SeededSampler
 from .transforms import CropBBox, ExpandBBox, PackBoxCrop, RandomExpandBBox
@@ -11,6 +12,7 @@ __all__ = [
     "CocoBoxDataset",
     "CropBBox",
     "ExpandBBox",
+    "LabelBatchSampler",
     "OpenImagesBoxDataset",
     "PackBoxCrop",
     "RandomExpandBBox",

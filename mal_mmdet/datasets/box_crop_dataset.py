@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -50,7 +51,7 @@ class BoxCropDataset(Dataset):
         self.dataset.full_init()
         self.pipeline = Compose(pipeline)
         self.group_by_image = group_by_image
-        images, instances = [], []
+        images, instances = array("q"), array("q")
         for i in range(len(self.dataset)):
             for j, instance in enumerate(self.dataset.get_data_info(i)["instances"]):
                 x0, y0, x1, y1 = instance["bbox"]
@@ -62,8 +63,9 @@ class BoxCropDataset(Dataset):
         # One row a box: index of the image and of the instance within it.
         self.boxes = np.array([images, instances], dtype=np.int64).T
         if group_by_image:
-            cuts = np.flatnonzero(np.diff(self.boxes[:, 0])) + 1
-            self.groups = [rows for rows in np.split(self.boxes, cuts) if len(rows)]
+            # Sample i has the rows cuts[i] to cuts[i + 1].
+            starts = np.flatnonzero(np.diff(self.boxes[:, 0], prepend=-1))
+            self.cuts = np.append(starts, len(self.boxes))
         elif not len(self.boxes):
             raise ValueError(
                 f"no box is left to train on: of {len(self.dataset)} images none has a box with "
@@ -81,7 +83,12 @@ class BoxCropDataset(Dataset):
         return len(self.boxes)
 
     def __len__(self) -> int:
-        return len(self.groups) if self.group_by_image else len(self.boxes)
+        return len(self.boxes_per_sample) if self.group_by_image else len(self.boxes)
+
+    @property
+    def boxes_per_sample(self) -> np.ndarray:
+        """Number of boxes in each sample of a data set that is grouped by image, int64."""
+        return np.diff(self.cuts)
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict:
         """A box's views, or an image's crops.
@@ -93,14 +100,14 @@ class BoxCropDataset(Dataset):
         Returns:
             What the pipeline makes of one box; with ``group_by_image``, ``inputs`` (N, 3, S, S)
             and a ``data_samples`` whose ``gt_instances`` holds N boxes, ``bboxes`` now in the
-            image frame. An image that cannot be used gives N = 0, and ``failed`` says what is
-            wrong for the index of each of its annotations.
+            image frame, and whose ``sample_idx`` is the index. An image that cannot be used gives
+            N = 0, and ``failed`` says what is wrong for the index of each of its annotations.
 
         Raises:
             RuntimeError: The image of a training box cannot be read.
         """
         if self.group_by_image:
-            return self._image_sample(self.groups[index])
+            return self._image_sample(index)
         index, seed = index if isinstance(index, tuple) else (index, None)
         image, instance = self.boxes[index]
         with sample_seed(seed):
@@ -142,7 +149,8 @@ class BoxCropDataset(Dataset):
         )
         return box | {key: info[key] for key in ("ann_id", "ann_index", "score") if key in info}
 
-    def _image_sample(self, rows: np.ndarray) -> dict:
+    def _image_sample(self, index: int) -> dict:
+        rows = self.boxes[self.cuts[index] : self.cuts[index + 1]]
         try:
             results = self._load(rows[0, 0])
         except RuntimeError as error:
@@ -152,13 +160,14 @@ class BoxCropDataset(Dataset):
             info = self.dataset.get_data_info(rows[0, 0])
             shape = info.get("height", 0), info.get("width", 0)
             metainfo = {key: info.get(key) for key in ("img_id", "img_path")}
-            metainfo |= dict(failed=failed, ori_shape=shape, img_shape=shape)
+            metainfo |= dict(failed=failed, ori_shape=shape, img_shape=shape, sample_idx=index)
             sample = DetDataSample(metainfo=metainfo)
             sample.gt_instances = empty_instances()
             return dict(inputs=torch.empty(0, 3, 0, 0), data_samples=sample)
         boxes = [self.pipeline(self._box_results(results, j)) for j in rows[:, 1]]
         samples = [box["data_samples"] for box in boxes]
-        sample = DetDataSample(metainfo=samples[0].metainfo | dict(failed={}))
+        metainfo = samples[0].metainfo | dict(failed={}, sample_idx=index)
+        sample = DetDataSample(metainfo=metainfo)
         sample.gt_instances = InstanceData.cat([s.gt_instances for s in samples])
         # A sample that is an image has its boxes in the image frame, as mmdet's tools expect.
         sample.gt_instances.bboxes = sample.gt_instances.ori_bboxes

@@ -7,11 +7,13 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from .json_stream import JSONList, stream_json
 
 
 def read_coco(path: str | Path) -> dict[str, Any]:
@@ -21,7 +23,37 @@ def read_coco(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: No such file.
         ValueError: Not JSON, or not the structure of a COCO file; says what is missing.
     """
-    coco = read_lists(path, ("images", "annotations", "categories"), "COCO's format")
+    return _check_frame(path, read_json(path))
+
+
+def read_boxes(ann_file: str | Path, detections: str | Path | None = None) -> dict[str, Any]:
+    """The boxes to be labeled: a COCO file's own, or those that a detector found.
+
+    They stay in the file: ``annotations`` is a :class:`JSONList`, which gives the same entries
+    each time it is iterated.
+
+    Args:
+        ann_file: COCO file; beside ``detections`` only its images and categories count.
+        detections: COCO results file, a list of ``image_id``, ``category_id``, ``bbox`` and
+            ``score``.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`read_coco`, or the results are no list.
+    """
+    coco = _check_frame(ann_file, _read(ann_file, lambda: stream_json(ann_file, "annotations")))
+    if detections is None:
+        return coco
+    found = _read(detections, lambda: stream_json(detections))
+    if not isinstance(found, JSONList):
+        raise ValueError(
+            f"{detections} is no COCO results file: expected a list of objects with image_id, "
+            "category_id, bbox and score"
+        )
+    return {**coco, "annotations": found}
+
+
+def _check_frame(path: str | Path, content: Any) -> dict[str, Any]:
+    coco = _check_lists(path, content, ("images", "annotations", "categories"), "COCO's format")
     for key, needed in (("images", ("id",)), ("categories", ("id", "name"))):
         for i, entry in enumerate(coco[key]):
             for name in needed:
@@ -32,40 +64,6 @@ def read_coco(path: str | Path) -> dict[str, Any]:
     return coco
 
 
-def read_boxes(ann_file: str | Path, detections: str | Path | None = None) -> dict[str, Any]:
-    """The boxes to be labeled: a COCO file's own, or those that a detector found.
-
-    Args:
-        ann_file: COCO file; beside ``detections`` only its images and categories count.
-        detections: COCO results file, a list of ``image_id``, ``category_id``, ``bbox`` and
-            ``score``. An entry's id becomes its place in the list.
-
-    Raises:
-        FileNotFoundError, ValueError: As :func:`read_coco`, or the results are no list.
-    """
-    coco = read_coco(ann_file)
-    if detections is None:
-        return coco
-    found = read_detections(detections)
-    return {**coco, "annotations": [{**entry, "id": i} for i, entry in enumerate(found)]}
-
-
-def read_detections(path: str | Path) -> list[dict[str, Any]]:
-    """Reads a COCO results file.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not JSON, or not a list of objects.
-    """
-    found = read_json(path)
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise ValueError(
-            f"{path} is no COCO results file: expected a list of objects with image_id, "
-            "category_id, bbox and score"
-        )
-    return found
-
-
 def read_json(path: str | Path) -> Any:
     """Reads JSON.
 
@@ -73,9 +71,17 @@ def read_json(path: str | Path) -> Any:
         FileNotFoundError: No such file.
         ValueError: Not JSON.
     """
-    try:
+
+    def load() -> Any:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
+
+    return _read(path, load)
+
+
+def _read(path: str | Path, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
     except FileNotFoundError:
         raise FileNotFoundError(f"annotation file {path} does not exist") from None
     except ValueError as error:
@@ -94,9 +100,14 @@ def read_lists(path: str | Path, keys: tuple[str, ...], expected: str) -> dict[s
         FileNotFoundError: No such file.
         ValueError: Not JSON, or a list is missing.
     """
-    content = read_json(path)
+    return _check_lists(path, read_json(path), keys, expected)
+
+
+def _check_lists(
+    path: str | Path, content: Any, keys: tuple[str, ...], expected: str
+) -> dict[str, Any]:
     for key in keys:
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        if not isinstance(content, dict) or not isinstance(content.get(key), (list, JSONList)):
             raise ValueError(
                 f"annotation file {path} has no list {key!r}; expected {expected}, an object "
                 f"with the lists {', '.join(map(repr, keys))}"
@@ -125,22 +136,31 @@ def find_problems(coco: dict[str, Any], scored: bool = False) -> dict[int, str]:
     """Finds the annotations that cannot be cropped.
 
     Args:
-        coco: A file as :func:`read_coco` returns it.
-        scored: Whether each needs a ``score``, as a detection does.
+        coco: A file as :func:`read_coco` or :func:`read_boxes` returns it.
+        scored: Whether they are detections: they have a ``score``, and no ``id``.
 
     Returns:
         Position in ``coco['annotations']`` → what is wrong, in words.
     """
+    return {i: problem for i, _, problem in check_annotations(coco, scored) if problem}
+
+
+def check_annotations(
+    coco: dict[str, Any], scored: bool = False
+) -> Iterator[tuple[int, Any, str | None]]:
+    """Position, annotation and what is wrong with it, one after the other.
+
+    Takes what :func:`find_problems` takes.
+    """
     images = {image["id"]: image for image in coco["images"]}
     categories = {category["id"] for category in coco["categories"]}
-    problems, seen = {}, set()
+    seen: set = set()
     for i, ann in enumerate(coco["annotations"]):
-        problem = _problem(ann, images, categories, seen)
+        numbered = {**ann, "id": i} if scored and isinstance(ann, dict) else ann
+        problem = _problem(numbered, images, categories, seen)
         if scored and not problem:
             problem = _score_problem(ann)
-        if problem:
-            problems[i] = problem
-    return problems
+        yield i, ann, problem
 
 
 def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
@@ -203,6 +223,11 @@ def image_problem(image: dict[str, Any]) -> str | None:
     return None
 
 
+def has_mask(ann: dict[str, Any]) -> bool:
+    """Whether an annotation has a ``segmentation`` of any format, and not an empty one."""
+    return bool(ann.get("segmentation"))
+
+
 def strip_masks(coco: dict[str, Any]) -> dict[str, Any]:
     """The same file without masks, and with ``area`` of the box: all that MAL may see.
 
@@ -241,10 +266,21 @@ def replacing(path: str | Path) -> Iterator[str]:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp files are private, results are not
+        sync(temporary)  # or a power cut could leave the new name with nothing in it
         os.replace(temporary, path)
+        sync(path.parent)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def sync(path: str | Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:

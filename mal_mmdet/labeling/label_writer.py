@@ -1,29 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
+import os
+import time
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmdet.registry import METRICS
+from mmengine.dist import barrier, is_main_process
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
 from pycocotools import mask as mask_utils
 
-from .coco_file import find_problems, read_boxes, read_detections, without_nan, write_json
+from .coco_file import check_annotations, has_mask, read_boxes, replacing, without_nan
+from .json_stream import ListWriter
+from .paste import encode_window, mask_window
 from .polygons import mask_to_polygons
+from .shards import LabelShards
 
 MASK_FORMATS = ("rle", "polygon")
+LOW_QUALITY = ("keep", "ignore", "drop")
+SHARD_BOXES = 5000
+SHARD_SECONDS = 60.0  # the most work that a kill can cost
 
 
 @METRICS.register_module()
 class LabelWriter(BaseMetric):
     """Writes the predicted masks into a copy of the annotation file they were made for.
 
+    While the test loop runs, each rank pastes and encodes masks in threads beside the prediction
+    and writes them to :class:`LabelShards` in ``<out_file>.shards``. In the end the main rank
+    merges the shards, annotation by annotation, and removes them. Neither needs more memory for
+    more boxes, apart from the data set and, in the merge, 12 bytes a box.
+
     Every annotation keeps its place and all that it had; ``segmentation`` becomes the mask as
-    compressed RLE or polygons and ``area`` the mask's. Crowd annotations are not labeled: one
-    without a mask gets its box as RLE, so that stock loaders can read it. Annotations that could
-    not be labeled are left out of the label file, since no loader could use them, and stand whole
-    in ``<out_file>.report.json`` with the reason (NaN as null there).
+    compressed RLE or polygons, ``area`` the mask's, ``source`` is ``mal`` and ``mask_quality`` an
+    estimate of the mask's IoU with the truth, see :func:`mask_quality`. Crowd annotations are
+    not labeled: one without a mask gets its box as RLE, so that stock loaders can read it.
+    Annotations that could not be labeled are left out of the label file, since no loader could
+    use them, and stand whole in ``<out_file>.report.json`` with the reason (NaN as null there).
 
     Args:
         ann_file: The COCO file with the boxes.
@@ -32,9 +52,19 @@ class LabelWriter(BaseMetric):
             is written is then a results file too: every entry as it was, and its mask.
         mask_format: ``rle``, or ``polygon`` for what ignores RLE, see :func:`mask_to_polygons`;
             results files are always RLE, as pycocotools scores nothing else.
+        only_missing: Whether annotations with a mask keep it, with ``source`` ``human`` unless
+            they name another; the data set has to leave them out too.
+        min_quality: Masks with a lower ``mask_quality`` are of low quality.
+        low_quality: What becomes of those: ``keep``; ``ignore`` marks them as crowd, so that
+            detectors do not learn from them; ``drop`` leaves them out of the file.
+        info: What is added to the file's ``info`` under ``mal_mmdet``.
+        fingerprint: Names and hashes of all that the masks depend on, see
+            :meth:`LabelShards.open`.
+        resume: Whether to go on with the shards that an interrupted run has left.
 
     Raises:
-        ValueError: Unknown format, or polygons for a results file.
+        ValueError: Unknown format or treatment, or one that a results file cannot have.
+        RuntimeError: The shards belong to another run, see :meth:`LabelShards.open`.
     """
 
     default_prefix = "labels"
@@ -45,76 +75,200 @@ class LabelWriter(BaseMetric):
         out_file: str,
         detections: str | None = None,
         mask_format: str = "rle",
+        only_missing: bool = False,
+        min_quality: float = 0.0,
+        low_quality: str = "keep",
+        info: dict[str, Any] | None = None,
+        fingerprint: dict[str, str] | None = None,
+        resume: bool = False,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         if mask_format not in MASK_FORMATS:
             raise ValueError(f"mask_format is {mask_format!r}, expected one of {MASK_FORMATS}")
+        if low_quality not in LOW_QUALITY:
+            raise ValueError(f"low_quality is {low_quality!r}, expected one of {LOW_QUALITY}")
         if detections and mask_format != "rle":
             raise ValueError("a results file has its masks as RLE; leave mask_format at 'rle'")
+        if detections and (only_missing or low_quality == "ignore"):
+            raise ValueError(
+                "a results file has no crowds and no masks of its own: it takes neither "
+                "only_missing nor low_quality='ignore'"
+            )
         self.mask_format = mask_format
         self.detections = detections
         self.ann_file = ann_file
         self.out_file = out_file
+        self.only_missing = only_missing
+        self.min_quality = min_quality
+        self.low_quality = low_quality
+        self.info = info
+        self.shards = LabelShards(shard_folder(out_file))
+        if is_main_process():
+            damaged = self.shards.open(fingerprint or {}, resume)
+            if damaged:
+                print_log(f"{damaged} damaged shards are labeled again", logger="current")
+        barrier()
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        self._pending: deque[tuple[list[int], list[Future]]] = deque()
+        self._start_shard()
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Encodes the masks of each image at once, so that only RLEs are held."""
-        for sample in data_samples:
-            pred = sample["pred_instances"]
-            rles = [encode_mask(mask) for mask in pred["masks"].cpu().numpy()]
-            indices = pred["ann_indices"].tolist()
-            self.results.append(
-                dict(masks=dict(zip(indices, rles)), failed=sample.get("failed", {}))
-            )
+        """Hands the masks of a batch to the threads, and writes a shard when enough are done.
 
-    def compute_metrics(self, results: list[dict]) -> dict[str, int]:
-        """Writes label file and report; returns how many boxes were labeled and how many not."""
-        coco = read_boxes(self.ann_file, self.detections)
-        masks = {i: rle for result in results for i, rle in result["masks"].items()}
-        problems = find_problems(coco, scored=bool(self.detections))
-        for result in results:
-            problems.update(result["failed"])
+        Args:
+            data_batch: Not used.
+            data_samples: Predictions of :class:`MaskAutoLabeler` for whole images, as dictionaries.
+        """
+        samples = [sample["sample_idx"] for sample in data_samples]
+        futures = [self._pool.submit(self._labels, sample) for sample in data_samples]
+        self._pending.append((samples, futures))
+        while self._pending and (
+            len(self._pending) > 8 or all(future.done() for future in self._pending[0][1])
+        ):
+            self._collect()
 
-        images = {image["id"]: image for image in coco["images"]}
-        annotations = []
-        for i, ann in enumerate(coco["annotations"]):
-            if i in masks:
-                ann["segmentation"] = masks[i]
-                if self.mask_format == "polygon":
-                    ann["segmentation"] = mask_to_polygons(mask_utils.decode(masks[i]))
-                ann["area"] = int(mask_utils.area(masks[i]))
-            elif i in problems:
-                continue
-            elif ann.get("iscrowd"):
-                complete_crowd(ann, images[ann["image_id"]])
+    def _labels(self, sample: dict) -> list[tuple[int, dict]]:
+        labels = [(i, dict(problem=problem)) for i, problem in sample.get("failed", {}).items()]
+        pred, shape = sample["pred_instances"], sample["ori_shape"]
+        for index, prob, crop_bbox, bbox, threshold, quality in zip(
+            pred["ann_indices"].tolist(),
+            pred["mask_probs"].numpy(),
+            pred["crop_bboxes"].tolist(),
+            pred["bboxes"].tolist(),
+            pred["thresholds"].tolist(),
+            pred["mask_quality"].tolist(),
+        ):
+            window = mask_window(prob, crop_bbox, bbox, threshold, shape)
+            if self.mask_format == "polygon":
+                segmentation = [
+                    [float(v + (window.x0, window.y0)[k % 2]) for k, v in enumerate(polygon)]
+                    for polygon in mask_to_polygons(window.mask)
+                ]
             else:
-                problems[i] = "was not among the predictions"
+                segmentation = encode_window(window, shape)
+            label = dict(segmentation=segmentation, area=int(window.mask.sum()))
+            labels.append((index, label | dict(mask_quality=round(quality, 4), source="mal")))
+        return labels
+
+    def _collect(self) -> None:
+        """Waits for the oldest batch; a shard ends with a batch, or is resumed with half of one."""
+        samples, futures = self._pending.popleft()
+        for future in futures:
+            self._finished += future.result()
+        self._samples += samples
+        late = time.monotonic() - self._started > SHARD_SECONDS
+        if late or len(self._finished) >= SHARD_BOXES:
+            self._write_shard()
+
+    def _write_shard(self) -> None:
+        if self._samples:
+            self.shards.write(self._samples, self._finished)
+        self._start_shard()
+
+    def _start_shard(self) -> None:
+        self._samples: list[int] = []
+        self._finished: list[tuple[int, dict]] = []
+        self._started = time.monotonic()
+
+    def evaluate(self, size: int) -> dict[str, int]:
+        """Ends the last shard, waits for the other ranks, and merges on the main one.
+
+        Args:
+            size: Not used.
+
+        Returns:
+            How many boxes were ``labeled`` and how many ``failed``; nothing on other ranks, which
+            need not wait for the merge.
+        """
+        while self._pending:
+            self._collect()
+        self._write_shard()
+        self._pool.shutdown()
+        barrier()
+        if not is_main_process():
+            return {}
+        counts = self.compute_metrics([])
+        self.shards.remove()
+        return {f"{self.prefix}/{name}": count for name, count in counts.items()}
+
+    def compute_metrics(self, results: list) -> dict[str, int]:
+        """Merges the shards to label file and report, in the order of the input file."""
+        coco = read_boxes(self.ann_file, self.detections)
+        if self.info is not None:
+            info = coco.get("info")
+            info = info if isinstance(info, dict) else {}
+            coco = {"info": None, **coco} | dict(info={**info, "mal_mmdet": self.info})
+        try:
+            with (
+                replacing(report_path(self.out_file)) as report_name,
+                replacing(self.out_file) as out_name,
+                open(report_name, "w", encoding="utf-8") as report,
+                open(out_name, "w", encoding="utf-8") as out,
+            ):
+                report.write('{"failed": ')
+                failed = ListWriter(report)
+                if self.detections:
+                    counts = self._merge(coco, ListWriter(out), failed)
+                else:
+                    for key, value in coco.items():
+                        out.write(("{" if out.tell() == 0 else ", ") + json.dumps(key) + ": ")
+                        if key == "annotations":
+                            counts = self._merge(coco, ListWriter(out), failed)
+                        else:
+                            out.write(json.dumps(value))
+                    out.write("}")
+                failed.close()
+                rest = {name: count for name, count in counts.items() if name != "failed"}
+                report.write(", " + json.dumps(rest)[1:])
+        except OSError as error:
+            raise self.shards.interrupted(error) from error
+        return counts
+
+    def _merge(self, coco: dict[str, Any], out: ListWriter, failed: ListWriter) -> dict[str, int]:
+        labels = self.shards.labels(len(coco["annotations"]))
+        images = {image["id"]: image for image in coco["images"]}
+        counts = dict(labeled=0, failed=0, low_quality=0)
+        for i, ann, problem in check_annotations(coco, scored=bool(self.detections)):
+            label = labels.get(i)
+            if label and not problem:
+                problem = label.get("problem")
+            if problem is None and not label:
+                if self.only_missing and has_mask(ann):
+                    ann.setdefault("source", "human")
+                elif ann.get("iscrowd"):
+                    complete_crowd(ann, images[ann["image_id"]])
+                else:
+                    problem = "was not among the predictions"
+            if problem:
+                counts["failed"] += 1
+                name = (
+                    ann.get("id", i if self.detections else None) if isinstance(ann, dict) else None
+                )
+                failed.add(without_nan(dict(id=name, index=i, problem=problem, annotation=ann)))
                 continue
-            annotations.append(ann)
-        failed = [
-            dict(
-                id=ann.get("id") if isinstance(ann, dict) else None,
-                index=i,
-                problem=problems[i],
-                annotation=ann,
-            )
-            for i, ann in enumerate(coco["annotations"])
-            if i in problems
-        ]
-        report = without_nan(dict(labeled=len(masks), failed=failed))
-        write_json(report_path(self.out_file), report, indent=1)
-        if self.detections:
-            found = read_detections(self.detections)
-            labels = [found[i] | dict(segmentation=masks[i]) for i in sorted(masks)]
-            write_json(self.out_file, labels)
-        else:
-            write_json(self.out_file, {**coco, "annotations": annotations})
-        return dict(labeled=len(masks), failed=len(failed))
+            if label:
+                counts["labeled"] += 1
+                ann.update(label)
+                if label["mask_quality"] < self.min_quality:
+                    counts["low_quality"] += 1
+                    if self.low_quality == "drop":
+                        continue
+                    if self.low_quality == "ignore":
+                        ann["iscrowd"] = 1
+            out.add(ann)
+        out.close()
+        return counts
 
 
 def report_path(out_file: str | Path) -> Path:
     """Where the report of a label file stands: ``labels.json`` → ``labels.json.report.json``."""
     return Path(f"{out_file}.report.json")
+
+
+def shard_folder(out_file: str | Path) -> Path:
+    """Folder of the shards of a label file at work: ``labels.json`` → ``labels.json.shards``."""
+    return Path(f"{out_file}.shards")
 
 
 def encode_mask(mask: np.ndarray) -> dict:

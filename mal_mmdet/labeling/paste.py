@@ -6,11 +6,30 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from math import floor
+from typing import NamedTuple
 
-import torch.nn.functional as F
+import cv2
+import numpy as np
+import torch
+from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from mal_mmdet.structures import AREA_LIMITS
+
+
+class MaskWindow(NamedTuple):
+    """A mask in the pixels of its box.
+
+    Attributes:
+        x0, y0: Column and row of the image where the window begins.
+        mask: Bool, shape (h, w); outside it nothing is foreground.
+        score: Mean probability inside the mask.
+    """
+
+    x0: int
+    y0: int
+    mask: np.ndarray
+    score: float
 
 
 def threshold_for_area(thresholds: float | Sequence[float], area: float) -> float:
@@ -40,6 +59,60 @@ def pixel_span(low: float, high: float, length: int) -> tuple[int, int]:
     return start, max(min(stop, length), start + 1)
 
 
+def mask_window(
+    prob: np.ndarray,
+    crop_bbox: Sequence[float],
+    bbox: Sequence[float],
+    threshold: float,
+    image_shape: tuple[int, int],
+) -> MaskWindow:
+    """The mask of one box, in the pixels of the box alone.
+
+    The probabilities are resized bilinearly to the crop's pixels; outside the box and outside
+    the image nothing is foreground. A box whose probabilities all stay at or under the
+    threshold gets the pixels of at least half its own maximum: every box gets a mask.
+
+    Args:
+        prob: Probabilities in the crop frame, float32, shape (S, S).
+        crop_bbox: Integers, (4,), image frame.
+        bbox: The original box, (4,), image frame; it meets the image.
+        threshold: Pixels with a probability above it are foreground.
+        image_shape: Height and width of the image.
+    """
+    left, top, right, bottom = (int(v) for v in crop_bbox)
+    x0, x1 = pixel_span(bbox[0], bbox[2], image_shape[1])
+    y0, y1 = pixel_span(bbox[1], bbox[3], image_shape[0])
+    # The same half-pixel grid as torch's; the last bits of the two differ.
+    resized = cv2.resize(prob, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
+    resized = resized[y0 - top : y1 - top, x0 - left : x1 - left]
+    mask = resized > threshold
+    if not mask.any():
+        mask = resized >= resized.max() / 2
+    return MaskWindow(x0, y0, mask, float(resized[mask].mean()))
+
+
+def encode_window(window: MaskWindow, image_shape: tuple[int, int]) -> dict:
+    """Compressed RLE of a mask in its image, made without an array of the image's size.
+
+    Equal to :func:`encode_mask` of the full mask: COCO's runs go down the columns of the image, so
+    the window's only have to be moved and, where they touch, joined.
+    """
+    height, width = image_shape
+    columns = np.pad(window.mask.T, ((0, 0), (1, 1)))  # (w, h + 2): a run ends in its column
+    edges = np.flatnonzero(columns[:, 1:] != columns[:, :-1])
+    column, row = np.divmod(edges, columns.shape[1] - 1)
+    edges = (window.x0 + column) * height + window.y0 + row
+    # A run that ends at the foot of a column goes on at the head of the next: both edges go.
+    joined = np.flatnonzero(edges[1:] == edges[:-1])
+    edges = np.delete(edges, np.concatenate([joined, joined + 1]))
+    counts = np.diff(edges, prepend=0, append=height * width)
+    if len(counts) > 1 and counts[-1] == 0:
+        counts = counts[:-1]
+    rle = dict(size=[height, width], counts=counts.tolist())
+    rle = mask_utils.frPyObjects(rle, height, width)
+    return dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
+
+
 def paste_mask(
     prob: Tensor,
     crop_bbox: Sequence[float],
@@ -49,29 +122,15 @@ def paste_mask(
 ) -> float:
     """Writes the mask of one box into the image frame.
 
-    The probabilities are resized bilinearly to the crop's pixels; outside the box and outside
-    the image nothing is foreground. A box whose probabilities all stay at or under the
-    threshold gets the pixels of at least half its own maximum: every box gets a mask.
-
     Args:
-        prob: Probabilities in the crop frame, shape (S, S).
-        crop_bbox: Integers, (4,), image frame.
-        bbox: The original box, (4,), image frame; it meets the image.
-        threshold: Pixels with a probability above it are foreground.
+        prob, crop_bbox, bbox, threshold: As in :func:`mask_window`; ``prob`` a tensor.
         out: Bool, shape (H, W), all False; changed in place.
 
     Returns:
         Mean probability inside the mask.
     """
-    left, top, right, bottom = (int(v) for v in crop_bbox)
-    height, width = out.shape
-    x0, x1 = pixel_span(bbox[0], bbox[2], width)
-    y0, y1 = pixel_span(bbox[1], bbox[3], height)
-    size = (bottom - top, right - left)
-    resized = F.interpolate(prob[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-    window = resized[y0 - top : y1 - top, x0 - left : x1 - left]
-    mask = window > threshold
-    if not mask.any():
-        mask = window >= window.max() / 2
-    out[y0:y1, x0:x1] = mask
-    return float(window[mask].mean())
+    window = mask_window(prob.numpy(), crop_bbox, bbox, threshold, tuple(out.shape))
+    height, width = window.mask.shape
+    rows, columns = slice(window.y0, window.y0 + height), slice(window.x0, window.x0 + width)
+    out[rows, columns] = torch.from_numpy(window.mask)
+    return window.score

@@ -13,10 +13,11 @@ from mmengine.structures import InstanceData
 from mmpretrain.models import SwinTransformer, VisionTransformer, ViTSAM
 from torch import Tensor
 
-from mal_mmdet.labeling import paste_mask, threshold_for_area
+from mal_mmdet.labeling import mask_quality, paste_mask, threshold_for_area
 from mal_mmdet.structures import box_masks
 
 LABEL_SOURCES = ("student", "teacher", "both")
+PREDICT_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @MODELS.register_module()
@@ -37,6 +38,10 @@ class MaskAutoLabeler(BaseModel):
         thresholds: A mask is where the probability exceeds this; one value, or three for boxes
             up to 32² pixels, up to 96² pixels and larger.
         crops_per_batch: Most crops in one forward pass of prediction.
+        paste_masks: Whether predictions hold masks in the image frame. :class:`LabelWriter` does
+            without: it pastes beside the prediction, and in the pixels of the box alone.
+        predict_dtype: Floating-point type that networks predict in, ``float32``, or ``bfloat16``
+            or ``float16`` by autocast.
         return_features: Whether predictions hold the encoder's map of every crop, which
             :class:`ClusteringScoreMetric` needs; takes another pass through the encoder.
         init_cfg: Initialisation of student and teacher together, such as a checkpoint.
@@ -52,12 +57,16 @@ class MaskAutoLabeler(BaseModel):
         flip_test: bool = False,
         thresholds: float | Sequence[float] = 0.1,
         crops_per_batch: int = 32,
+        paste_masks: bool = True,
+        predict_dtype: str = "float32",
         return_features: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor, init_cfg)
         if label_source not in LABEL_SOURCES:
             raise ValueError(f"label_source is {label_source!r}, but must be in {LABEL_SOURCES}")
+        if predict_dtype not in PREDICT_DTYPES:
+            raise ValueError(f"predict_dtype is {predict_dtype!r}, but must be in {PREDICT_DTYPES}")
         self.student = MODELS.build(network)
         self.teacher = MODELS.build(network).requires_grad_(False)
         self.mil_loss = MODELS.build(mil_loss)
@@ -66,6 +75,8 @@ class MaskAutoLabeler(BaseModel):
         self.flip_test = flip_test
         self.thresholds = thresholds
         self.crops_per_batch = crops_per_batch
+        self.paste_masks = paste_masks
+        self.predict_dtype = getattr(torch, predict_dtype)
         self.return_features = return_features
 
     def init_weights(self) -> None:
@@ -155,62 +166,96 @@ class MaskAutoLabeler(BaseModel):
 
         Returns:
             The data samples, with ``pred_instances``: ``bboxes`` (N, 4), ``labels`` (N,),
-            ``masks`` (N, H, W) as bool, ``scores`` (N,), those of a detector where the boxes
-            are its own, else the mean probability inside the mask,
-            and ``ann_ids`` and ``ann_indices`` where the data set gives them. With
-            ``return_features`` also ``features`` (N, C, h, w), unless N is 0: the encoder's
-            last map of the teacher for the label source ``'teacher'``, else of the student.
+            ``masks`` (N, H, W) as bool, unless ``paste_masks`` is off, and ``scores`` (N,), those
+            of a detector where the boxes are its own, else the mean probability inside the mask;
+            what the masks are made of, ``mask_probs`` (N, S, S), ``crop_bboxes`` (N, 4) and
+            ``thresholds`` (N,); ``mask_quality`` (N,), see :func:`mask_quality`; and ``ann_ids``
+            and ``ann_indices`` where the data set gives them. With ``return_features`` also
+            ``features`` (N, C, h, w), unless N is 0: the encoder's last map of the teacher for
+            the label source ``'teacher'``, else of the student. All are on the CPU.
         """
-        probs, features = [], []
         if len(inputs):
-            areas = _gather(data_samples, "areas").split(self.crops_per_batch)
-            for crops, some in zip(inputs.split(self.crops_per_batch), areas):
-                logits = self.mask_logits(crops, some).float()
-                logits = F.interpolate(logits[:, None], crops.shape[2:], mode="bilinear")[:, 0]
-                probs += logits.sigmoid().cpu()
-                if self.return_features:
-                    network = self.teacher if self.label_source == "teacher" else self.student
-                    features += network.backbone(crops)[-1].float().cpu()
+            fields = self._predict_crops(inputs, data_samples)
+        else:
+            fields = dict.fromkeys(("mask_probs", "mask_quality", "thresholds"), torch.empty(0))
+        start = 0
         for sample in data_samples:
-            count = len(sample.gt_instances)
-            sample.pred_instances = self._to_image(probs[:count], sample)
-            probs = probs[count:]
-            if features[:count]:
-                sample.pred_instances.features = torch.stack(features[:count])
-                features = features[count:]
+            stop = start + len(sample.gt_instances)
+            pred = InstanceData(**{key: value[start:stop] for key, value in fields.items()})
+            sample.pred_instances = self._to_image(pred, sample)
+            start = stop
         return data_samples
+
+    def _predict_crops(
+        self, inputs: Tensor, data_samples: list[DetDataSample]
+    ) -> dict[str, Tensor]:
+        areas = _gather(data_samples, "areas")
+        thresholds = [threshold_for_area(self.thresholds, area) for area in areas.tolist()]
+        thresholds = areas.new_tensor(thresholds)
+        boxes, crops = _gather(data_samples, "ori_bboxes"), _gather(data_samples, "crop_bboxes")
+        origin, extent = crops[:, :2], crops[:, 2:] - crops[:, :2]
+        boxes = (boxes - origin.tile(2)) / extent.tile(2)  # the crop is 1 × 1
+        parts: dict[str, list[Tensor]] = {}
+        split = [x.split(self.crops_per_batch) for x in (inputs, areas, thresholds, boxes)]
+        mixed = self.predict_dtype is not torch.float32
+        for crop, area, threshold, box in zip(*split):
+            with torch.autocast(crop.device.type, self.predict_dtype, enabled=mixed):
+                views = self.view_logits(crop, area).float()
+            cells = box * box.new_tensor(views.shape[:1:-1]).tile(2)
+            logits = F.interpolate(views.mean(0)[:, None], crop.shape[2:], mode="bilinear")[:, 0]
+            fields = dict(
+                mask_probs=logits.sigmoid(), mask_quality=mask_quality(views, threshold, cells)
+            )
+            if self.return_features:
+                network = self.teacher if self.label_source == "teacher" else self.student
+                fields["features"] = network.backbone(crop)[-1].float()
+            for key, value in fields.items():
+                parts.setdefault(key, []).append(value.cpu())
+        fields = {key: torch.cat(values) for key, values in parts.items()}
+        return fields | dict(thresholds=thresholds.cpu())
 
     def mask_logits(self, crops: Tensor, areas: Tensor) -> Tensor:
         """Logits by ``label_source`` and ``flip_test``: (B, 3, S, S), (B,) → (B, 4h, 4w)."""
+        return self.view_logits(crops, areas).mean(0)
+
+    def view_logits(self, crops: Tensor, areas: Tensor) -> Tensor:
+        """The logits that :meth:`mask_logits` is the mean of, mirrored ones turned back.
+
+        Args:
+            crops: Normalised, (B, 3, S, S).
+            areas: Of the boxes, in image pixels, (B,).
+
+        Returns:
+            (V, B, 4h, 4w): V networks, and as many again with ``flip_test``.
+        """
         networks = dict(student=[self.student], teacher=[self.teacher]).get(
             self.label_source, [self.student, self.teacher]
         )
         logits = [network(crops, areas) for network in networks]
         if self.flip_test:
             logits += [network(crops.flip(3), areas).flip(2) for network in networks]
-        return torch.stack(logits).mean(0)
+        return torch.stack(logits)
 
-    def _to_image(self, probs: list[Tensor], sample: DetDataSample) -> InstanceData:
-        instances = sample.gt_instances
-        shape = sample.ori_shape
-        masks = torch.zeros(len(instances), *shape, dtype=torch.bool)
-        scores = torch.zeros(len(instances))
-        for i, (prob, crop_bbox, bbox, area) in enumerate(
-            zip(
-                probs,
-                instances.crop_bboxes.tolist(),
-                instances.ori_bboxes.tolist(),
-                instances.areas.tolist(),
-            )
-        ):
-            threshold = threshold_for_area(self.thresholds, area)
-            scores[i] = paste_mask(prob, crop_bbox, bbox, threshold, out=masks[i])
-        pred = InstanceData(
-            bboxes=instances.ori_bboxes, labels=instances.labels, masks=masks, scores=scores
-        )
-        for key in ("ann_ids", "ann_indices", "scores"):
+    def _to_image(self, pred: InstanceData, sample: DetDataSample) -> InstanceData:
+        instances = sample.gt_instances.cpu()
+        pred.bboxes, pred.labels = instances.ori_bboxes, instances.labels
+        pred.crop_bboxes = instances.crop_bboxes
+        for key in ("ann_ids", "ann_indices"):
             if key in instances:
                 pred[key] = instances[key]
+        if self.paste_masks:
+            pred.masks = torch.zeros(len(instances), *sample.ori_shape, dtype=torch.bool)
+            pred.scores = torch.zeros(len(instances))
+            for i, mask in enumerate(pred.masks):
+                pred.scores[i] = paste_mask(
+                    pred.mask_probs[i],
+                    pred.crop_bboxes[i].tolist(),
+                    pred.bboxes[i].tolist(),
+                    float(pred.thresholds[i]),
+                    out=mask,
+                )
+        if "scores" in instances:
+            pred.scores = instances.scores
         return pred
 
 

@@ -134,8 +134,10 @@ def test_labels_keep_everything_and_add_masks(name, labeled):
     root, out = labeled[name]
     before = json.loads((root / "annotations" / f"{LABELED_FILES[name]}.json").read_text())
     after = json.loads(out.read_text())
-    assert {k: v for k, v in after.items() if k != "annotations"} == {
-        k: v for k, v in before.items() if k != "annotations"
+    assert after["info"].pop("mal_mmdet")["thresholds"] == 0.5
+    assert after["info"] == before.get("info", {})
+    assert {k: v for k, v in after.items() if k not in ("annotations", "info")} == {
+        k: v for k, v in before.items() if k not in ("annotations", "info")
     }
     number = 0
     for old, new in zip(before["annotations"], after["annotations"], strict=True):
@@ -144,6 +146,7 @@ def test_labels_keep_everything_and_add_masks(name, labeled):
         rle = new.pop("segmentation")
         old.pop("segmentation", None), old.pop("area")
         assert new.pop("area") == mask_utils.area(rle) > 0
+        assert new.pop("source") == "mal" and 0 <= new.pop("mask_quality") <= 1
         assert old == new
         x, y, w, h = (round(v) for v in old["bbox"])
         mask = mask_utils.decode(rle)
@@ -151,7 +154,7 @@ def test_labels_keep_everything_and_add_masks(name, labeled):
         number += 1
     assert number == NUM_LABELED[name]
     report = json.loads(Path(f"{out}.report.json").read_text())
-    assert report == dict(labeled=number, failed=[])
+    assert report == dict(labeled=number, failed=[], low_quality=0)
 
 
 def test_lvis_keeps_what_its_evaluation_needs(labeled):

@@ -1,8 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from mal_mmdet.labeling import paste_mask, pixel_span, threshold_for_area
+from mal_mmdet.labeling import (
+    MaskWindow,
+    encode_mask,
+    encode_window,
+    mask_window,
+    paste_mask,
+    pixel_span,
+    threshold_for_area,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,3 +58,31 @@ def test_every_box_gets_a_mask():
     out = torch.zeros(8, 8, dtype=torch.bool)
     paste_mask(torch.zeros(8, 8), [0, 0, 8, 8], [1, 1, 7, 7], 0.1, out)
     assert out.sum() == 36
+
+
+def test_a_window_is_encoded_as_its_full_mask():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        height, width = (int(v) for v in rng.integers(1, 12, 2))
+        h, w = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+        x0, y0 = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+        mask = rng.random((h, w)) < rng.choice([0, 0.3, 0.8, 1])
+        full = np.zeros((height, width), dtype=bool)
+        full[y0 : y0 + h, x0 : x0 + w] = mask
+        window = MaskWindow(x0, y0, mask, 1.0)
+        assert encode_window(window, (height, width)) == encode_mask(full)
+
+
+@pytest.mark.parametrize("size", [16, 200])
+def test_a_window_is_cut_out_of_what_torch_resizes(size):
+    prob = torch.rand(48, 48)
+    crop_bbox = [-3, 5, -3 + size, 5 + size + 7]
+    bbox = [size * 0.1, size * 0.2 + 5, size * 0.8, size * 0.9 + 5]
+    window = mask_window(prob.numpy(), crop_bbox, bbox, 0.5, (size, size))
+    resized = F.interpolate(prob[None, None], (size + 7, size), mode="bilinear")[0, 0]
+    rows, columns = pixel_span(bbox[1], bbox[3], size), pixel_span(bbox[0], bbox[2], size)
+    expected = resized[rows[0] - 5 : rows[1] - 5, columns[0] + 3 : columns[1] + 3]
+    sure = (expected - 0.5).abs() > 1e-5
+    assert window.x0 == columns[0] and window.y0 == rows[0]
+    assert np.array_equal(window.mask[sure], (expected > 0.5).numpy()[sure])
+    assert window.score == pytest.approx(float(expected[expected > 0.5].mean()), abs=1e-3)

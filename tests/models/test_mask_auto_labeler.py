@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +8,7 @@ from mmdet.structures import DetDataSample
 from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 
+from mal_mmdet.labeling import mask_window
 from mal_mmdet.models.mask_auto_labeler import warmup_factor
 from tests.conftest import tiny_config
 
@@ -97,7 +99,7 @@ def test_predict_puts_masks_into_the_image_frame(model, monkeypatch):
     """Logits that say "left half of the crop" become the left half of each expanded box."""
     logits = torch.full((2, 16, 16), -9.0)
     logits[:, :, :8] = 9.0
-    monkeypatch.setattr(model, "mask_logits", lambda crops, areas: logits[: len(crops)])
+    monkeypatch.setattr(model, "view_logits", lambda crops, areas: logits[None, : len(crops)])
     boxes, crops = [[10, 10, 30, 40], [-5, 20, 15, 60]], [[8, 6, 32, 44], [-8, 14, 18, 66]]
     sample = image_sample(boxes, crops)
     (result,) = model(torch.zeros(2, 3, SIZE, SIZE), [sample], mode="predict")
@@ -110,6 +112,35 @@ def test_predict_puts_masks_into_the_image_frame(model, monkeypatch):
     assert (pred.masks ^ expected).sum((1, 2)).max() <= 30
     assert (pred.scores > 0.9).all()
     torch.testing.assert_close(pred.bboxes, torch.tensor(boxes, dtype=torch.float32))
+
+
+def test_predictions_without_masks_hold_what_masks_are_made_of(model):
+    model.thresholds = [0.1, 0.2, 0.3]
+    samples = [image_sample([[10, 10, 30, 40]], [[8, 6, 32, 44]]) for _ in range(2)]
+    crop = torch.randn(1, 3, SIZE, SIZE)
+    (pasted,) = model(crop, samples[:1], mode="predict")
+    model.paste_masks = False
+    (bare,) = model(crop, samples[1:], mode="predict")
+    assert "masks" not in bare.pred_instances and "masks" in pasted.pred_instances
+    torch.testing.assert_close(bare.pred_instances.thresholds, torch.tensor([0.1]))
+    pred = bare.pred_instances
+    assert pred.mask_probs.shape == (1, SIZE, SIZE) and 0 <= float(pred.mask_quality) <= 1
+    window = mask_window(
+        pred.mask_probs[0].numpy(), [8, 6, 32, 44], [10, 10, 30, 40], 0.1, (50, 60)
+    )
+    mask = pasted.pred_instances.masks[0]
+    assert np.array_equal(mask[10:40, 10:30].numpy(), window.mask)
+    assert float(pasted.pred_instances.scores) == pytest.approx(window.score)
+
+
+def test_predict_in_bfloat16_is_near_float32(model):
+    crop, sample = torch.randn(1, 3, SIZE, SIZE), image_sample([[10, 10, 30, 40]], [[8, 6, 32, 44]])
+    (exact,) = model(crop, [sample.clone()], mode="predict")
+    model.predict_dtype = torch.bfloat16
+    (rough,) = model(crop, [sample.clone()], mode="predict")
+    exact, rough = exact.pred_instances.mask_probs, rough.pred_instances.mask_probs
+    assert rough.dtype == torch.float32 and not torch.equal(exact, rough)
+    torch.testing.assert_close(exact, rough, atol=0.02, rtol=0)
 
 
 def test_predict_of_images_without_boxes(model):

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels on their way to a label file: finished pieces in a folder, which survive any end."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+
+from .coco_file import read_json, replacing, write_json
+
+
+class LabelShards:
+    """A folder of shards, each of which holds the labels of some whole batches of images.
+
+    A shard appears under its name when it is whole and on the disk. Its first line is the SHA-256
+    of the others, the second lists the samples in it, and the rest are ``index<TAB>label``: the
+    place of an annotation in the input file and, as JSON, what labeling adds to it, or its
+    ``problem``.
+
+    Args:
+        folder: The folder; made by :meth:`open`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._lock: TextIO | None = None
+
+    def open(self, fingerprint: dict[str, str], resume: bool) -> int:
+        """Takes hold of the folder for this process, and throws out damaged shards.
+
+        Args:
+            fingerprint: Names and hashes of all that labels depend on.
+            resume: Whether to go on with the shards of an earlier run, if there are any.
+
+        Returns:
+            Number of damaged shards that were thrown out.
+
+        Raises:
+            RuntimeError: Another process holds the folder; or there are shards, and they are not
+                to be resumed or were made with another fingerprint.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / "lock", "w")  # noqa: SIM115  held until the process ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return self._take_over(fingerprint, resume)
+        except BlockingIOError as error:
+            self.release()
+            raise RuntimeError(
+                f"another process is writing labels to {self.folder}; wait for it, or choose "
+                "another output file"
+            ) from error
+        except BaseException:
+            self.release()
+            raise
+
+    def _take_over(self, fingerprint: dict[str, str], resume: bool) -> int:
+        stored = self.folder / "fingerprint.json"
+        shards = self.shards()
+        if shards and not resume:
+            raise RuntimeError(
+                f"{self.folder} holds {len(shards)} shards of an earlier run that did not end; go "
+                "on with it by --resume, or remove the folder to start again"
+            )
+        if shards:
+            found = read_json(stored) if stored.exists() else {}
+            differs = [k for k in {**found, **fingerprint} if found.get(k) != fingerprint.get(k)]
+            if differs:
+                raise RuntimeError(
+                    f"{self.folder} was written with other {', '.join(differs)}; labels of both "
+                    "would be mixed. Use what that run used, or remove the folder to start again"
+                )
+        for left in self.folder.glob(".*"):  # what a killed process was writing
+            left.unlink()
+        write_json(stored, fingerprint, indent=1)
+        damaged = [shard for shard in shards if not _is_whole(shard)]
+        for shard in damaged:
+            shard.unlink()
+        return len(damaged)
+
+    def shards(self) -> list[Path]:
+        """The files of the shards."""
+        return sorted(self.folder.glob("*.shard"))
+
+    def write(self, samples: list[int], records: Iterable[tuple[int, dict[str, Any]]]) -> None:
+        """Writes a shard; when this returns, it is on the disk.
+
+        Args:
+            samples: Indices of the samples of the data set that it completes, not empty.
+            records: Index of an annotation, and its label.
+
+        Raises:
+            OSError: The disk is full, or else not to be written to.
+        """
+        lines = [f"{index}\t{json.dumps(label)}\n" for index, label in records]
+        content = "".join([json.dumps(samples), "\n", *lines]).encode()
+        content = sha256(BytesIO(content)).encode() + b"\n" + content
+        try:
+            with replacing(self.folder / f"{min(samples):010d}.shard") as name:
+                Path(name).write_bytes(content)
+        except OSError as error:
+            raise self.interrupted(error) from error
+
+    def interrupted(self, error: OSError) -> OSError:
+        """The same error, with what to do about it."""
+        return OSError(
+            error.errno,
+            f"{error.strerror}: labels cannot be written. What is finished stays in "
+            f"{self.folder}; make room, then run the same command with --resume",
+        )
+
+    def finished_samples(self) -> set[int]:
+        """Indices of the samples in all shards."""
+        samples: set[int] = set()
+        for shard in self.shards():
+            with open(shard, "rb") as file:
+                file.readline()
+                samples.update(json.loads(file.readline()))
+        return samples
+
+    def labels(self, length: int) -> Labels:
+        """Finds the labels of all annotations.
+
+        Args:
+            length: Number of annotations in the input file.
+        """
+        return Labels(self.shards(), length)
+
+    def release(self) -> None:
+        """Lets another process take hold of the folder."""
+        if self._lock:
+            self._lock.close()
+
+    def remove(self) -> None:
+        """Removes the folder; killed on the way, it is one that can be resumed."""
+        for shard in self.shards():
+            shard.unlink()
+        shutil.rmtree(self.folder)
+        self.release()
+
+
+class Labels:
+    """The labels in shards by the index of their annotation; only their places are in memory.
+
+    Args:
+        shards: The files.
+        length: Number of annotations.
+    """
+
+    def __init__(self, shards: list[Path], length: int) -> None:
+        # A process may not hold all of them open.
+        self._open = lru_cache(maxsize=64)(lambda i: open(shards[i], "rb"))  # noqa: SIM115
+        self._shard = np.full(length, -1, dtype=np.int32)
+        self._offset = np.zeros(length, dtype=np.int64)
+        for i, shard in enumerate(shards):
+            with open(shard, "rb") as file:
+                offset = len(file.readline()) + len(file.readline())
+                for line in file:
+                    index = int(line[: line.index(b"\t")])
+                    self._shard[index], self._offset[index] = i, offset
+                    offset += len(line)
+
+    def get(self, index: int) -> dict[str, Any] | None:
+        """What labeling made of an annotation; None if it did not meet it."""
+        shard = self._shard[index]
+        if shard < 0:
+            return None
+        file = self._open(shard)
+        file.seek(self._offset[index])
+        line = file.readline()
+        return json.loads(line[line.index(b"\t") :])
+
+
+def sha256(file: BinaryIO) -> str:
+    """Hash of the rest of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_whole(shard: Path) -> bool:
+    with open(shard, "rb") as file:
+        expected = file.readline().rstrip(b"\n")
+        return sha256(file).encode() == expected

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labeling as a whole: what it writes, and that nothing it has done is lost."""
+
+import json
+import multiprocessing
+import random
+import resource
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.utils import register_all_modules
+
+from mal_mmdet.apis import generate_labels
+from mal_mmdet.apis.launch import load_weights
+from mal_mmdet.labeling import (
+    LabelShards,
+    encode_mask,
+    label_writer,
+    read_coco,
+    segmentation_to_mask,
+    shard_folder,
+    to_rle,
+    write_json,
+)
+from tests.conftest import tiny_config
+
+# Imports once; its children start in a moment and can be killed.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["mal_mmdet.apis", "mmdet.utils", "tests.apis.test_labeling"])
+
+
+@pytest.fixture(scope="module")
+def job(demo, tmp_path_factory):
+    """Arguments of generate_labels: tiny network, weights, the demo's training boxes."""
+    folder = tmp_path_factory.mktemp("job")
+    cfg = tiny_config(demo, folder / "work")
+    cfg.model.crops_per_batch = 3
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict()), folder / "mal.pth")
+    return cfg, folder / "mal.pth", demo / "boxes_train.json", demo / "train"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "labels.json"
+    assert generate_labels(*job, out, date="2020-02-02") == 0
+    return out.read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(label_writer, "SHARD_BOXES", 1)
+
+
+def work(job, out, begun, limit=None):
+    """Runs in a child: labels on, with the shards there are, and takes its time with each."""
+    label_writer.SHARD_BOXES = 1
+    torch.set_num_threads(1)
+    register_all_modules(init_default_scope=True)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    take, write = LabelShards.open, LabelShards.write
+
+    def take_and_tell(self, *args):
+        begun.set()
+        return take(self, *args)
+
+    def write_slowly(self, *args):
+        time.sleep(0.1)
+        write(self, *args)
+
+    LabelShards.open, LabelShards.write = take_and_tell, write_slowly
+    generate_labels(*job, out, date="2020-02-02", resume=True)
+
+
+def start(job, out, **options):
+    """A child that is just about to take hold of the shards."""
+    begun = SERVER.Event()
+    child = SERVER.Process(target=work, args=(job, out, begun), kwargs=options)
+    child.start()
+    assert begun.wait(120)
+    return child
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(job, undisturbed, tmp_path):
+    rng, out = random.Random(0), tmp_path / "labels.json"
+    shards = LabelShards(shard_folder(out))
+    child, begun = start(job, out), time.monotonic()
+    child.join(120)
+    duration = time.monotonic() - begun
+    assert child.exitcode == 0 and out.read_bytes() == undisturbed
+    out.unlink()
+    killed, stages = 0, set()
+    while killed < 20:
+        child = start(job, out)
+        child.join(rng.uniform(0, 0.6 * duration))
+        child.kill()
+        child.join()
+        killed += child.exitcode == -signal.SIGKILL
+        stages.add(len(shards.finished_samples()))
+        if out.exists():
+            assert out.read_bytes() == undisturbed
+            if child.exitcode == 0:
+                assert not shards.folder.exists()
+            out.unlink()
+    assert len(stages) >= 3, stages  # it was killed with none, some and more shards done
+    assert generate_labels(*job, out, date="2020-02-02", resume=True) == 0
+    assert out.read_bytes() == undisturbed
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"labels.json", "labels.json.report.json"}
+
+
+def test_killed_between_shards_and_resumed_without_doing_them_again(
+    job, undisturbed, tmp_path, monkeypatch
+):
+    out = tmp_path / "labels.json"
+    child = start(job, out)
+    shards = LabelShards(shard_folder(out))
+    while len(shards.shards()) < 2:
+        assert child.is_alive()
+        time.sleep(0.01)
+    with pytest.raises(RuntimeError, match="another process is writing labels"):
+        LabelShards(shard_folder(out)).open({}, resume=True)
+    child.kill()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    done = shards.finished_samples()
+    with pytest.raises(RuntimeError, match="shards of an earlier run that did not end"):
+        generate_labels(*job, out)
+    with pytest.raises(RuntimeError, match="was written with other config"):
+        generate_labels(*job, out, thresholds=[0.7], resume=True)
+    cfg, checkpoint, boxes, images = job
+    other = tmp_path / "other.json"
+    coco = read_coco(boxes)
+    coco["annotations"].pop()
+    write_json(other, coco)
+    with pytest.raises(RuntimeError, match="was written with other boxes"):
+        generate_labels(cfg, checkpoint, other, images, out, resume=True)
+    state = torch.load(checkpoint)
+    next(iter(state["state_dict"].values())).add_(1)
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(RuntimeError, match="was written with other weights"):
+        generate_labels(cfg, tmp_path / "other.pth", boxes, images, out, resume=True)
+
+    cut = shards.shards()[0]
+    cut.write_bytes(cut.read_bytes()[:-20])
+    seen = []
+    process = label_writer.LabelWriter.process
+    monkeypatch.setattr(
+        label_writer.LabelWriter,
+        "process",
+        lambda self, batch, samples: (
+            seen.extend(s["sample_idx"] for s in samples),
+            process(self, batch, samples),
+        ),
+    )
+    assert generate_labels(*job, out, date="2020-02-02", resume=True) == 0
+    assert out.read_bytes() == undisturbed
+    assert int(cut.stem) in seen and not set(seen) & (done - set(seen))
+    assert len(done & set(seen)) < len(done)
+
+
+def test_a_disk_that_is_full_at_the_merge_loses_nothing(job, undisturbed, tmp_path):
+    """The limit on the size of a file lets shards through, and stops the label file."""
+    out = tmp_path / "labels.json"
+    child = start(job, out, limit=len(undisturbed) - 1)
+    child.join(120)
+    assert child.exitcode == 1 and not out.exists()
+    assert not list(tmp_path.glob(".labels*"))
+    assert len(LabelShards(shard_folder(out)).finished_samples()) == 8
+    assert generate_labels(*job, out, date="2020-02-02", resume=True) == 0
+    assert out.read_bytes() == undisturbed
+
+
+def test_provenance(job, tmp_path):
+    out = tmp_path / "labels.json"
+    generate_labels(*job, out, thresholds=[0.4], label_source="both")
+    info = read_coco(out)["info"]["mal_mmdet"]
+    assert info["versions"]["torch"] == torch.__version__ and "date" not in info
+    assert info["config"] == "mal_vit-demo_1xb16_demo"
+    assert info["thresholds"] == [0.4] and info["label_source"] == "both"
+    assert len(info["weights_sha256"]) == 64
+
+
+def test_only_missing_keeps_human_masks(job, demo, undisturbed, tmp_path):
+    cfg, checkpoint, boxes, images = job
+    coco, human = read_coco(boxes), read_coco(demo / "instances_train.json")
+    kept = {}
+    for i, ann in enumerate(coco["annotations"]):
+        if i % 3 == 0:
+            ann["segmentation"] = human["annotations"][i]["segmentation"]
+            kept[ann["id"]] = ann["segmentation"]
+    coco["annotations"][0]["source"] = "mal"  # of an earlier labeling: it stays so
+    write_json(tmp_path / "partly.json", coco)
+    out = tmp_path / "labels.json"
+    files = cfg, checkpoint, tmp_path / "partly.json", images, out
+    assert generate_labels(*files, only_missing=True) == 0
+    everywhere = {a["id"]: a["segmentation"] for a in json.loads(undisturbed)["annotations"]}
+    differ = 0
+    for i, ann in enumerate(read_coco(out)["annotations"]):
+        if ann["id"] in kept:
+            assert ann["segmentation"] == kept[ann["id"]] and "mask_quality" not in ann
+            assert ann["source"] == ("human" if i else "mal")
+        else:
+            size = ann["segmentation"]["size"]
+            masks = [
+                segmentation_to_mask(s, *size) for s in (ann["segmentation"], everywhere[ann["id"]])
+            ]
+            differ += int((masks[0] ^ masks[1]).sum())
+            assert ann["source"] == "mal" and "mask_quality" in ann
+    assert differ <= 2  # in batches of another size the last bits of a probability may differ
+    report = json.loads((tmp_path / "labels.json.report.json").read_text())
+    assert report["labeled"] == len(coco["annotations"]) - len(kept)
+
+
+def test_low_quality(job, undisturbed, tmp_path):
+    labels = json.loads(undisturbed)["annotations"]
+    qualities = sorted(ann["mask_quality"] for ann in labels)
+    limit = qualities[len(qualities) // 3]
+    low = {ann["id"] for ann in labels if ann["mask_quality"] < limit}
+    assert 0 < len(low) < len(labels)
+    files = {}
+    for treatment in ("keep", "ignore", "drop"):
+        out = tmp_path / f"{treatment}.json"
+        generate_labels(*job, out, min_quality=limit, low_quality=treatment)
+        files[treatment] = read_coco(out)["annotations"]
+        report = json.loads((tmp_path / f"{treatment}.json.report.json").read_text())
+        assert report["low_quality"] == len(low) and report["labeled"] == len(labels)
+    assert files["keep"] == labels
+    assert {ann["id"] for ann in files["ignore"] if ann["iscrowd"]} == low
+    assert [ann | dict(iscrowd=0) for ann in files["ignore"]] == labels
+    assert files["drop"] == [ann for ann in labels if ann["id"] not in low]
+
+
+def test_ranks_deal_the_boxes_of_one(job, undisturbed, tmp_path, monkeypatch):
+    """Two ranks one after the other, and the merge: the bytes of one rank."""
+    from mal_mmdet.datasets import label_batch_sampler
+
+    out, shares = tmp_path / "labels.json", []
+    for rank in (1, 0):
+        with monkeypatch.context() as patch:
+            patch.setattr(label_batch_sampler, "get_dist_info", lambda rank=rank: (rank, 2))
+            # As the main rank of the two would merge, but first without the other's shards.
+            patch.setattr(LabelShards, "finished_samples", lambda self: set())
+            if rank == 1:
+                patch.setattr(label_writer.LabelWriter, "compute_metrics", lambda *args: {})
+                patch.setattr(LabelShards, "remove", LabelShards.release)
+            generate_labels(*job, out, date="2020-02-02", resume=True)
+        shares.append(out.exists())
+    assert shares == [False, True] and out.read_bytes() == undisturbed
+
+
+def test_crops_of_any_image_give_the_masks_that_predict_gives(job, undisturbed):
+    """What LabelWriter pastes and encodes is what the model itself would put into the image."""
+    from mmengine.runner import Runner
+
+    cfg, checkpoint, boxes, images = job
+    cfg = cfg.copy()
+    cfg.test_dataloader.dataset.dataset.update(ann_file=str(boxes), data_root="")
+    cfg.test_dataloader.dataset.dataset.data_prefix = dict(img=str(images))
+    runner = Runner.from_cfg(cfg)
+    load_weights(runner, checkpoint)
+    labels = json.loads(undisturbed)["annotations"]
+    differ = number = 0
+    for batch in runner.test_dataloader:
+        for sample in runner.model.test_step(batch):
+            pred = sample.pred_instances
+            for mask, index in zip(pred.masks.numpy(), pred.ann_indices.tolist()):
+                rle = to_rle(labels[index]["segmentation"], *mask.shape)
+                full = segmentation_to_mask(rle, *mask.shape)
+                differ += int((np.asarray(full, dtype=bool) ^ mask).sum())
+                assert encode_mask(full) == labels[index]["segmentation"]
+                number += 1
+    assert number == len(labels) and differ <= 2
+
+
+def test_no_such_weights(job, tmp_path):
+    cfg, _, boxes, images = job
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth does not exist"):
+        generate_labels(cfg, tmp_path / "nothing.pth", boxes, images, tmp_path / "out.json")

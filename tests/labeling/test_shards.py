@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mal_mmdet.labeling import LabelShards
+
+FINGERPRINT = dict(weights="a", boxes="b")
+
+
+def record(index):
+    return index, dict(segmentation=dict(size=[4, 5], counts="é" * index), area=index)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two shards: samples 0, 1 and 4 with annotations 5, 2, 0 and 7."""
+    shards = LabelShards(tmp_path / "out.json.shards")
+    shards.open(FINGERPRINT, resume=False)
+    shards.write([4], [record(5), record(2)])
+    shards.write([0, 1], [record(0), (7, dict(problem="no image"))])
+    shards.release()
+    return shards.folder
+
+
+def test_labels_are_found_by_the_index_of_their_annotation(folder):
+    shards = LabelShards(folder)
+    assert shards.finished_samples() == {0, 1, 4}
+    labels = shards.labels(9)
+    for index in (5, 0, 2):
+        assert labels.get(index) == record(index)[1]
+    assert labels.get(7) == dict(problem="no image")
+    assert labels.get(1) is None and labels.get(8) is None
+    shards.remove()
+    assert not folder.exists()
+
+
+def test_shards_are_not_mixed_with_those_of_another_run(folder):
+    with pytest.raises(RuntimeError, match=r"2 shards of an earlier run.*--resume, or remove"):
+        LabelShards(folder).open(FINGERPRINT, resume=False)
+    for other in (dict(weights="a", boxes="c"), dict(weights="a"), FINGERPRINT | dict(boxes=None)):
+        with pytest.raises(RuntimeError, match="with other boxes; labels of both"):
+            LabelShards(folder).open(other, resume=True)
+    with pytest.raises(RuntimeError, match="with other weights, boxes; labels of both"):
+        LabelShards(folder).open(dict(boxes="x"), resume=True)
+    assert LabelShards(folder).open(FINGERPRINT, resume=True) == 0
+    assert LabelShards(folder).finished_samples() == {0, 1, 4}
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "flipped", "header"])
+def test_damaged_shards_are_thrown_out(folder, damage):
+    shard = folder / "0000000000.shard"
+    content = bytearray(shard.read_bytes())
+    if damage == "cut":
+        content = content[:-4]
+    elif damage == "emptied":
+        content = b""
+    elif damage == "flipped":
+        content[-3] ^= 1
+    else:
+        content[content.index(b"[0, 1]") + 1] = ord("3")
+    shard.write_bytes(content)
+    (folder / ".0000000007.shard.x3").write_text("half")  # of a process that was killed
+    shards = LabelShards(folder)
+    assert shards.open(FINGERPRINT, resume=True) == 1
+    assert shards.finished_samples() == {4} and not shard.exists()
+    assert shards.labels(9).get(0) is None and shards.labels(9).get(5) == record(5)[1]
+    assert not list(folder.glob(".*"))
+
+
+def test_a_second_process_is_refused(folder):
+    program = (
+        "import sys; from mal_mmdet.labeling import LabelShards\n"
+        "try: LabelShards(sys.argv[1]).open({'weights': 'a', 'boxes': 'b'}, resume=True)\n"
+        "except RuntimeError as error: print('refused:', error)"
+    )
+    command = [sys.executable, "-c", program, folder]
+    holder = LabelShards(folder)
+    holder.open(FINGERPRINT, resume=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "refused: another process is writing labels to" in done.stdout
+    holder.release()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "refused" not in done.stdout
+
+
+def test_a_full_disk_loses_no_finished_shard(folder, monkeypatch):
+    shards = LabelShards(folder)
+    shards.open(FINGERPRINT, resume=True)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fill(path, content):
+        with open(path, "wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    with pytest.raises(
+        OSError, match=r"No space left.*make room, then run .* with --resume"
+    ) as error:
+        shards.write([9], [record(1)])
+    assert error.value.errno == errno.ENOSPC
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_shard_without_fingerprint_belongs_to_nobody(folder):
+    (folder / "fingerprint.json").unlink()
+    with pytest.raises(RuntimeError, match="with other weights, boxes"):
+        LabelShards(folder).open(FINGERPRINT, resume=True)
+
+
+def test_an_empty_folder_is_no_earlier_run(tmp_path):
+    shards = LabelShards(tmp_path / "a/b.shards")
+    assert shards.open(FINGERPRINT, resume=True) == 0
+    assert json.loads((shards.folder / "fingerprint.json").read_text()) == FINGERPRINT
+    assert shards.finished_samples() == set() and shards.labels(3).get(1) is None

@@ -1,0 +1,281 @@
+#!/usr/bin/env python
+# SPDX-License-Identifier: Apache-2.0
+"""Boxes per second of labeling, stage by stage, beside a plain pipeline that does the same.
+
+The images are made up: smooth noise with boxes of random sizes. The plain pipeline takes a box at a
+time: it reads the image, crops, predicts in the same batches, pastes the mask into a float image of
+full size, and encodes that. Both run in this process, one after the other, with the same weights,
+and have to find the same masks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.runner import Runner
+from pycocotools import mask as mask_utils
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from mal_mmdet.apis import load_weights, use_boxes
+from mal_mmdet.datasets import BoxCropDataset
+from mal_mmdet.labeling import LabelShards, read_coco, shard_folder, write_json
+from mal_mmdet.labeling import label_writer as writer_module
+from mal_mmdet.models import MaskAutoLabeler
+
+IOU_OF_SAME = 0.99  # OpenCV and torch resize alike but for the last bits
+
+
+class Stopwatch:
+    """Seconds and calls by stage; waits for the GPU before it looks at the clock."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def timed(self, stage: str, function: Callable) -> Callable:
+        def call(*args, **kwargs):
+            start = now()
+            result = function(*args, **kwargs)
+            self.seconds[stage] += now() - start
+            return result
+
+        return call
+
+
+def now() -> float:
+    """Seconds, after all work of the GPU so far."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def make_images(folder: Path, number: int, boxes: int, width: int, height: int) -> Path:
+    """Writes JPEG images and the file of their boxes, whose sides are 40 to 400 pixels."""
+    rng = np.random.default_rng(0)
+    coco = dict(images=[], annotations=[], categories=[dict(id=1, name="thing")])
+    for i in range(number):
+        noise = rng.integers(0, 256, (height // 40 + 1, width // 40 + 1, 3), dtype=np.uint8)
+        img = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{i}.jpg"), img)
+        coco["images"].append(dict(id=i, file_name=f"{i}.jpg", width=width, height=height))
+        for _ in range(boxes):
+            w, h = rng.integers(40, 400, 2).clip(max=[width, height]).tolist()
+            x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            coco["annotations"].append(
+                dict(
+                    id=len(coco["annotations"]),
+                    image_id=i,
+                    category_id=1,
+                    bbox=[x, y, w, h],
+                    area=w * h,
+                    iscrowd=0,
+                )
+            )
+    write_json(folder / "boxes.json", coco)
+    return folder / "boxes.json"
+
+
+def build(args: argparse.Namespace, folder: Path, boxes: Path) -> tuple[Runner, Path]:
+    """The runner that generate_labels would use, and the label file."""
+    cfg = Config.fromfile(args.config)
+    cfg.work_dir, cfg.log_level = str(folder / "work"), "WARNING"
+    use_boxes(cfg, boxes, folder)
+    cfg.model.update(paste_masks=False, predict_dtype=args.dtype)
+    out = folder / "labels.json"
+    loader = cfg.test_dataloader
+    loader.num_workers = args.workers
+    loader.persistent_workers = False
+    loader.batch_size = cfg.model.get("crops_per_batch", 32)
+    loader.batch_sampler = dict(type="LabelBatchSampler", shards=str(shard_folder(out)))
+    cfg.test_evaluator = dict(type="LabelWriter", ann_file=str(boxes), out_file=str(out))
+    cfg.custom_hooks = []
+    runner = Runner.from_cfg(cfg)
+    load_weights(runner, args.checkpoint)
+    runner.model.eval()
+    return runner, out
+
+
+def label(runner: Runner, watch: Stopwatch) -> None:
+    """What the runner's test loop does, with the stages of this process on the clock.
+
+    With ``--workers 0`` reading and cropping are in this process too; in threads, pasting and
+    encoding are seconds of the threads, that pass while the network is at work.
+    """
+    model, dataset = runner.model, runner.test_dataloader.dataset
+    dataset._load = watch.timed("read", dataset._load)
+    pipeline = dataset.pipeline
+    dataset.pipeline = watch.timed("crop", pipeline)
+    model.view_logits = watch.timed("network", model.view_logits)
+    originals = writer_module.mask_window, writer_module.encode_window
+    writer_module.mask_window = _thread_timed(watch, "paste", originals[0])
+    writer_module.encode_window = _thread_timed(watch, "encode", originals[1])
+    write = LabelShards.write
+    LabelShards.write = watch.timed("write", write)
+    try:
+        watch.timed("in all", runner.test)()
+    finally:
+        writer_module.mask_window, writer_module.encode_window = originals
+        LabelShards.write = write
+        del dataset._load, model.view_logits
+        dataset.pipeline = pipeline
+
+
+def _thread_timed(watch: Stopwatch, stage: str, function: Callable) -> Callable:
+    def call(*args):
+        start = time.thread_time()
+        result = function(*args)
+        watch.seconds[stage] += time.thread_time() - start
+        return result
+
+    return call
+
+
+@torch.no_grad()
+def label_plainly(
+    model: MaskAutoLabeler, dataset: BoxCropDataset, watch: Stopwatch
+) -> dict[int, dict]:
+    """The plain pipeline, a sample a box; returns RLEs by the index of their annotation."""
+    rles, size = {}, model.crops_per_batch
+    read, crop = watch.timed("read", dataset._load), watch.timed("crop", dataset.pipeline)
+    predict = watch.timed("network", model.mask_logits)
+
+    def finish(samples: list[dict]) -> None:
+        data = dict(
+            inputs=[sample["inputs"][None] for sample in samples],
+            data_samples=[sample["data_samples"] for sample in samples],
+        )
+        data = model.data_preprocessor(data)
+        areas = torch.cat([s.gt_instances.areas for s in data["data_samples"]])
+        with torch.autocast(
+            areas.device.type, model.predict_dtype, model.predict_dtype is not torch.float32
+        ):
+            logits = predict(data["inputs"], areas).float()
+        logits = F.interpolate(logits[:, None], data["inputs"].shape[2:], mode="bilinear")
+        for prob, sample in zip(logits.sigmoid().cpu(), data["data_samples"]):
+            index = int(sample.gt_instances.ann_indices[0])
+            full = watch.timed("paste", paste)(prob, sample)
+            rles[index] = watch.timed("encode", encode)(full > model.thresholds)
+
+    def paste(prob: torch.Tensor, sample) -> np.ndarray:
+        height, width = sample.ori_shape
+        full = np.zeros((height, width), dtype=np.float32)
+        x0, y0, x1, y1 = (int(v) for v in sample.gt_instances.crop_bboxes[0])
+        resized = F.interpolate(prob[None], (y1 - y0, x1 - x0), mode="bilinear")[0, 0].numpy()
+        a, b, c, d = (round(float(v)) for v in sample.gt_instances.ori_bboxes[0])
+        full[b:d, a:c] = resized[b - y0 : d - y0, a - x0 : c - x0]
+        return full
+
+    def encode(mask: np.ndarray) -> dict:
+        return mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+    start, samples = now(), []
+    for image, instance in dataset.boxes:
+        results = read(image)
+        samples.append(crop(dataset._box_results(results, instance)))
+        if len(samples) == size:
+            finish(samples)
+            samples = []
+    if samples:
+        finish(samples)
+    watch.seconds["in all"] += now() - start
+    return rles
+
+
+def compare(out: Path, rles: dict[int, dict]) -> float:
+    """Least IoU of the masks of the two pipelines."""
+    labels = [ann["segmentation"] for ann in read_coco(out)["annotations"]]
+    plain = [rles[i] for i in range(len(labels))]
+    ious = [mask_utils.iou([a], [b], [0])[0, 0] for a, b in zip(labels, plain) if a and b]
+    return float(min(ious))
+
+
+@torch.no_grad()
+def teraflops(model: MaskAutoLabeler, seconds_per_box: float) -> tuple[float, float]:
+    """TFLOP/s of the network on a box, and of the fastest of ten large products of matrices."""
+    parameter = next(model.parameters())
+    side = model.student.backbone.img_size[0]
+    crop = torch.zeros(1, 3, side, side, device=parameter.device)
+    with FlopCounterMode(display=False) as counter:
+        model.mask_logits(crop, crop.new_tensor([1e4]))
+    large = 8192 if parameter.is_cuda else 2048
+    matrix = torch.randn(large, large, device=parameter.device, dtype=model.predict_dtype)
+    times = []
+    for _ in range(10):
+        start = now()
+        matrix @ matrix
+        times.append(now() - start)
+    return counter.get_total_flops() / seconds_per_box / 1e12, 2 * large**3 / min(times) / 1e12
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="config of a MaskAutoLabeler")
+    parser.add_argument("checkpoint", nargs="?", help="weights (default: at random)")
+    parser.add_argument("--images", type=int, default=10, help="default: %(default)s")
+    parser.add_argument("--boxes", type=int, default=20, help="an image (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=[1920, 1080], metavar=("WIDTH", "HEIGHT")
+    )
+    parser.add_argument("--workers", type=int, default=0, help="of the loader (default: 0)")
+    parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--dtype", default="float32", help="to predict in (default: %(default)s)")
+    parser.add_argument("--no-reference", action="store_true", help="leave the plain one out")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    number = args.images * args.boxes
+    ours, plain = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        boxes = make_images(folder, args.images, args.boxes, *args.size)
+        for i in range(args.repeats + 1):  # the first warms up
+            runner, out = build(args, folder, boxes)
+            watch = Stopwatch()
+            label(runner, watch)
+            ours.append(watch.seconds)
+            if not args.no_reference:
+                watch = Stopwatch()
+                rles = label_plainly(runner.model, runner.test_dataloader.dataset, watch)
+                plain.append(watch.seconds)
+                if i == 0:
+                    least = compare(out, rles)
+                    if least < IOU_OF_SAME:
+                        raise RuntimeError(f"the pipelines disagree: IoU of a mask is {least:.3f}")
+    table = Table("ms a box (median of runs)", "labeling", *(["plain"] if plain else []))
+    stages = ["read", "crop", "network", "paste", "encode", "write", "in all"]
+    medians = [
+        {s: statistics.median(run.get(s, 0.0) for run in runs[1:]) / number for s in stages}
+        for runs in (ours, plain)
+        if runs
+    ]
+    for stage in stages:
+        table.add_row(stage, *(f"{1e3 * column[stage]:.2f}" for column in medians))
+    table.add_row("boxes/s", *(f"{1 / column['in all']:.1f}" for column in medians))
+    shares = [1 - column["network"] / column["in all"] for column in medians]
+    table.add_row("all but the network", *(f"{share:.1%}" for share in shares))
+    console = Console()
+    console.print(table)
+    if plain:
+        console.print(f"ratio: {medians[1]['in all'] / medians[0]['in all']:.2f}")
+    reached, peak = teraflops(runner.model, medians[0]["network"])
+    console.print(f"network: {reached:.3g} of {peak:.3g} TFLOP/s, {reached / peak:.0%}")
+
+
+if __name__ == "__main__":
+    main()
