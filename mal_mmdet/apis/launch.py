@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import gc
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -50,11 +52,23 @@ def set_launcher(cfg: Config, launcher: str) -> None:
         # MMEngine's own start asks for a GPU.
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
-            # Its threads must end before the interpreter does, or the process aborts.
-            atexit.register(torch.distributed.destroy_process_group)
+            atexit.register(leave_group)
         cfg.model_wrapper_cfg = dict(
             type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
         )
+
+
+def leave_group() -> None:
+    """Ends the process group and its threads, while the interpreter is still there.
+
+    A thread of gloo may be the last owner of a collective's tensors. It needs the interpreter to
+    free them, even after the collective is over, and aborts the process if it comes too late.
+    """
+    # Only the end of the last reference waits for the threads. The runner's model holds one: it is
+    # part of reference cycles, and of the frames that Python keeps of an uncaught error.
+    sys.last_type = sys.last_value = sys.last_traceback = None
+    gc.collect()
+    torch.distributed.destroy_process_group()
 
 
 def load_weights(runner: Runner, checkpoint: str | Path | None) -> None:
