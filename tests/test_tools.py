@@ -265,6 +265,7 @@ def test_boxes_of_a_detector_are_labeled_and_evaluated(trained, demo, tmp_path):
     label(trained, demo / "boxes_val.json", demo / "val", out, *boxes, code=3)
     labels = json.loads(out.read_text())
     masks = [entry.pop("segmentation") for entry in labels]
+    assert all(0 <= entry.pop("mask_quality") <= 1 for entry in labels)
     assert labels == detections
     assert masks[0] == masks[-1]
     report = json.loads((tmp_path / "results.segm.json.report.json").read_text())

@@ -19,10 +19,7 @@ from mmengine.runner import Runner
 from mal_mmdet.labeling import sha256, shard_folder
 from mal_mmdet.version import __version__
 
-from .launch import load_weights, use_boxes
-
-# A rank that is done waits this long for the others; one that dies ends the job at once.
-RANK_TIMEOUT = 24 * 60 * 60  # seconds
+from .launch import RANK_TIMEOUT, load_weights, use_boxes
 
 
 def generate_labels(

@@ -8,6 +8,7 @@ import atexit
 import gc
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -17,6 +18,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, load_checkpoint
 
 from mal_mmdet.models import MaskAutoLabeler
+
+# Seconds that a rank which is done waits for the others; one that dies ends the job at once.
+RANK_TIMEOUT = 24 * 60 * 60
 
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +55,7 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     if launcher == "pytorch" and get_device() == "cpu":
         # MMEngine's own start asks for a GPU.
         if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo")
+            torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=RANK_TIMEOUT))
             atexit.register(leave_group)
         cfg.model_wrapper_cfg = dict(
             type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False

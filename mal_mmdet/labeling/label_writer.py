@@ -25,6 +25,7 @@ from .shards import LabelShards
 
 MASK_FORMATS = ("rle", "polygon")
 LOW_QUALITY = ("keep", "ignore", "drop")
+RESULT_FIELDS = ("segmentation", "mask_quality")  # of a detection; the score is its own
 SHARD_BOXES = 5000
 SHARD_SECONDS = 60.0  # the most work that a kill can cost
 
@@ -49,7 +50,8 @@ class LabelWriter(BaseMetric):
         ann_file: The COCO file with the boxes.
         out_file: The COCO file to write.
         detections: COCO results file whose boxes were labeled in place of the annotations. What
-            is written is then a results file too: every entry as it was, and its mask.
+            is written is then a results file too: every entry as it was, its mask, and its
+            ``mask_quality``.
         mask_format: ``rle``, or ``polygon`` for what ignores RLE, see :func:`mask_to_polygons`;
             results files are always RLE, as pycocotools scores nothing else.
         only_missing: Whether annotations with a mask keep it, with ``source`` ``human`` unless
@@ -249,7 +251,8 @@ class LabelWriter(BaseMetric):
                 continue
             if label:
                 counts["labeled"] += 1
-                ann.update(label)
+                kept = RESULT_FIELDS if self.detections else label
+                ann.update({key: label[key] for key in kept})
                 if label["mask_quality"] < self.min_quality:
                     counts["low_quality"] += 1
                     if self.low_quality == "drop":
