@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -363,16 +364,48 @@ def test_a_file_without_one_usable_box(trained, demo, tmp_path):
     assert report["labeled"] == 0 and len(report["failed"]) == 1
 
 
-def test_two_processes_write_the_same_bytes(trained, demo, tmp_path):
+DYING_RANK = """
+import os, signal
+from mal_mmdet.labeling import LabelShards, label_writer
+label_writer.SHARD_BOXES = 1
+write = LabelShards.write
+def write_or_die(self, *args):
+    if os.environ["RANK"] == os.environ.get("DYING_RANK") and self.shards():
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, *args)
+LabelShards.write = write_or_die
+"""
+
+
+def test_two_processes_write_the_bytes_of_one(trained, demo, tmp_path):
+    """Also when one of them dies on the way, which ends both, and the job is resumed."""
+    config, checkpoint = trained
+    (tmp_path / "dying_rank.py").write_text(DYING_RANK)
+    dying_config = tmp_path / config.name
+    dying_config.write_text(
+        f"_base_ = {str(config)!r}\n"
+        "custom_imports = dict(imports=['mal_mmdet', 'dying_rank'], allow_failed_imports=False)\n"
+    )
     one, two = tmp_path / "one.json", tmp_path / "two.json"
-    label(trained, demo / "boxes_train.json", demo / "train", one)
-    env = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--master_port=29612", ROOT / "tools/generate_labels.py", *trained]
+    options = ["--cfg-options", "model.crops_per_batch=3"]
+    label(trained, demo / "boxes_train.json", demo / "train", one, *options)
+    command = ["bash", ROOT / "tools/dist_generate_labels.sh", dying_config, checkpoint, "2"]
     command += ["--ann-file", demo / "boxes_train.json", "--img-dir", demo / "train"]
-    command += ["--out", two, "--launcher", "pytorch"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command += ["--out", two, "--resume", *options]
+    env = os.environ | dict(
+        CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PORT="29612", PYTHONPATH=str(tmp_path)
+    )
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    for dying in ("1", None):
+        if dying:
+            env["DYING_RANK"] = dying
+        else:
+            env.pop("DYING_RANK")
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        assert (done.returncode != 0) == (dying is not None), done.stderr[-3000:]
+        if dying:
+            assert "Signal 9 (SIGKILL) received" in done.stderr and not two.exists()
+            assert list((tmp_path / "two.json.shards").glob("*.shard"))
     assert one.read_bytes() == two.read_bytes()
 
 
@@ -515,3 +548,16 @@ def test_export_and_import_of_other_formats(demo, tmp_path):
         np.testing.assert_allclose(one["bbox"], other["bbox"], atol=1.5)
     done = run(f"{folder}/import_boxes.py", "yolo", source, out, *options[:2], code=1)
     assert "give their names in order" in done.stderr
+
+
+def test_benchmark_labeling(trained, tmp_path):
+    """Runs, and finds the masks of both pipelines alike; its figures mean nothing at this size."""
+    few = ["--images", 2, "--boxes", 3, "--size", 500, 450, "--repeats", 1]
+    done = run("tools/analysis_tools/benchmark_labeling.py", *trained, *few)
+    for row in ("read", "crop", "network", "paste", "encode", "boxes/s", "ratio: ", "TFLOP/s"):
+        assert row in done.stdout
+
+
+def test_benchmark_label_memory():
+    done = run("tools/analysis_tools/benchmark_label_memory.py", "--boxes", 20, 40)
+    assert done.stdout.count("bytes for each further box") == 2
