@@ -75,7 +75,7 @@ def crop_and_resize(
     x0, y0, x1, y1 = (int(v) for v in crop_bbox)
     height, width = img.shape[:2]
     if x0 >= 0 and y0 >= 0 and x1 <= width and y1 <= height:
-        crop = img[y0:y1, x0:x1]
+        crop = np.ascontiguousarray(img[y0:y1, x0:x1])  # Pillow copies a view byte by byte
     else:
         rows = border_indices(y0, y1, height, border)
         columns = border_indices(x0, x1, width, border)
