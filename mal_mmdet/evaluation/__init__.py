@@ -3,6 +3,7 @@ from .boundary_iou import boundary_iou
 from .category_groups import COCO_SEMI_STUFF, COCO_THINGS, resolve_groups
 from .clustering_score import ClusteringScoreMetric, clustering_score, mask_on_cells
 from .mask_iou import MaskIoUMetric, evaluate_label_files, evaluate_masks, mean_ious
+from .quality_ranking import measure_quality, rank_quality
 
 __all__ = [
     "COCO_SEMI_STUFF",
@@ -15,5 +16,7 @@ __all__ = [
     "evaluate_masks",
     "mask_on_cells",
     "mean_ious",
+    "measure_quality",
+    "rank_quality",
     "resolve_groups",
 ]

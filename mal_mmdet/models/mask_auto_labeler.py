@@ -204,7 +204,8 @@ class MaskAutoLabeler(BaseModel):
             cells = box * box.new_tensor(views.shape[:1:-1]).tile(2)
             logits = F.interpolate(views.mean(0)[:, None], crop.shape[2:], mode="bilinear")[:, 0]
             fields = dict(
-                mask_probs=logits.sigmoid(), mask_quality=mask_quality(views, threshold, cells)
+                mask_probs=logits.sigmoid(),
+                mask_quality=mask_quality(views, threshold, cells, crop),
             )
             if self.return_features:
                 network = self.teacher if self.label_source == "teacher" else self.student

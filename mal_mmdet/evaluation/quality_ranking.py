@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well the ``mask_quality`` of labels ranks their masks, measured with human masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from mal_mmdet.labeling import read_coco
+
+from .mask_iou import paired_rles
+
+WORST_SHARE = 0.2
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's, of two (N,) arrays; equal values share a rank. NaN if one is constant."""
+    ranks = []
+    for values in (a, b):
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        if len(counts) < 2:
+            return float("nan")
+        ranks.append((counts.cumsum() - (counts - 1) / 2)[inverse])
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def rank_quality(qualities: np.ndarray, ious: np.ndarray) -> dict[str, float]:
+    """Compares estimates of mask quality with the true IoU.
+
+    Args:
+        qualities, ious: Of each mask, (N,); the larger, the better.
+
+    Returns:
+        ``num``; ``spearman``, the rank correlation, NaN if one of the two is constant; and
+        ``miou`` of all masks, ``miou_best`` and ``miou_worst`` of the best 80 % and the worst
+        20 % by the estimate, NaN where there are no masks.
+    """
+
+    def mean(values: np.ndarray) -> float:
+        return float(values.mean()) if len(values) else float("nan")
+
+    ordered = ious[np.argsort(qualities, kind="stable")]
+    worst = round(WORST_SHARE * len(ordered))
+    return dict(
+        num=len(ordered),
+        spearman=rank_correlation(qualities, ious),
+        miou=mean(ordered),
+        miou_best=mean(ordered[worst:]),
+        miou_worst=mean(ordered[:worst]),
+    )
+
+
+def measure_quality(pred_file: str | Path, truth_file: str | Path) -> dict[str, float]:
+    """:func:`rank_quality` of a label file, matched with human masks by annotation id.
+
+    Annotations without ``mask_quality``, such as human ones that labeling kept, and crowds of
+    the ground truth do not take part.
+
+    Raises:
+        ValueError: No annotation has ``mask_quality``, a human mask is missing, or a pair of
+            masks differs in size.
+    """
+    pred = {ann["id"]: ann for ann in read_coco(pred_file)["annotations"] if "mask_quality" in ann}
+    if not pred:
+        raise ValueError(f"no annotation of {pred_file} has mask_quality")
+    truth = read_coco(truth_file)
+    images = {image["id"]: image for image in truth["images"]}
+    qualities, ious = [], []
+    for ann in truth["annotations"]:
+        if ann.get("iscrowd") or ann["id"] not in pred:
+            continue
+        label = pred[ann["id"]]
+        mask, human = paired_rles(label.get("segmentation"), ann, images[ann["image_id"]])
+        qualities.append(label["mask_quality"])
+        ious.append(0.0 if mask is None else float(mask_utils.iou([mask], [human], [0])[0, 0]))
+    return rank_quality(np.array(qualities, dtype=float), np.array(ious, dtype=float))
