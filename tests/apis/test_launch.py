@@ -1,4 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
+import subprocess
+import sys
+
 import pytest
 from mmengine.config import Config
 
@@ -29,3 +33,37 @@ def test_mask_ap_of_detections_needs_human_masks():
     use_detections(lvis, "results.json")
     assert lvis.test_evaluator == dict(type="LVISMetric", ann_file=truth, metric="segm")
     assert lvis.test_dataloader.dataset.dataset.detections == "results.json"
+
+
+LATE_COLLECTIVE = """
+import atexit, ctypes, os, sys, time
+rank = int(os.environ["RANK"])
+if rank == 0:  # registered first, called last: Python ends while this holds its lock
+    atexit.register(lambda: ctypes.PyDLL(None).usleep(1500000))
+import torch
+from mmengine.config import Config
+from mal_mmdet.apis import set_launcher
+
+def main():
+    set_launcher(Config(), "pytorch")
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
+    model.cycle = [model]  # as the runner's
+    if rank:
+        time.sleep(0.5)
+        torch.distributed.all_reduce(torch.ones(1))
+    else:
+        sys.setswitchinterval(100)
+        torch.distributed.all_reduce(torch.ones(1), async_op=True)
+
+main()
+"""
+
+
+def test_threads_of_the_group_end_before_the_interpreter(tmp_path):
+    """A thread that frees a collective's tensors after Python's end would abort the process."""
+    (tmp_path / "late.py").write_text(LATE_COLLECTIVE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["--master_port=29614", tmp_path / "late.py"]
+    env = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
