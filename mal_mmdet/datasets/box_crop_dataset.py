@@ -37,6 +37,9 @@ class BoxCropDataset(Dataset):
         min_area: Boxes of this area in px², or less, are left out.
         min_side: Boxes with a side of this many pixels, or less, are left out.
         group_by_image: Whether a sample is an image instead of a box.
+
+    Attributes:
+        boxes_per_sample: Number of boxes in each sample, int64, where a sample is an image.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class BoxCropDataset(Dataset):
             # Sample i has the rows cuts[i] to cuts[i + 1].
             starts = np.flatnonzero(np.diff(self.boxes[:, 0], prepend=-1))
             self.cuts = np.append(starts, len(self.boxes))
+            self.boxes_per_sample = np.diff(self.cuts)
         elif not len(self.boxes):
             raise ValueError(
                 f"no box is left to train on: of {len(self.dataset)} images none has a box with "
@@ -84,11 +88,6 @@ class BoxCropDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.boxes_per_sample) if self.group_by_image else len(self.boxes)
-
-    @property
-    def boxes_per_sample(self) -> np.ndarray:
-        """Number of boxes in each sample of a data set that is grouped by image, int64."""
-        return np.diff(self.cuts)
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict:
         """A box's views, or an image's crops.

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 from mmdet.registry import DATA_SAMPLERS
 from mmengine.dataset import DefaultSampler
-from mmengine.dist import get_dist_info
+from mmengine.dist import broadcast_object_list, get_dist_info, is_main_process
 from torch.utils.data import Sampler
 
 from mal_mmdet.labeling import LabelShards
@@ -33,21 +34,33 @@ class LabelBatchSampler(Sampler):
         self.dataset = sampler.dataset
         self.batch_size = batch_size
         self.shards = shards
-        self._batches: list[range] | None = None
+
+    # Found out at first use: by then the shards have been looked through.
+    @cached_property
+    def unfinished(self) -> list[range]:
+        """The batches that are left to all ranks."""
+        batches = cut_batches(self.dataset.boxes_per_sample, self.batch_size)
+        if not self.shards:
+            return batches
+        # Only one rank looks, or a slow one would already find the first shards of a fast one.
+        done = [LabelShards(self.shards).finished_samples() if is_main_process() else None]
+        broadcast_object_list(done)
+        return [batch for batch in batches if batch.start not in done[0]]
+
+    @cached_property
+    def batches(self) -> list[range]:
+        """This rank's share of them."""
+        rank, world_size = get_dist_info()
+        costs = [self._num_boxes(batch) + len(batch) for batch in self.unfinished]
+        return [self.unfinished[i] for i in deal(costs, world_size)[rank]]
 
     @property
-    def batches(self) -> list[range]:
-        """This rank's batches. Made at first use, when the shards have been looked through."""
-        if self._batches is None:
-            rank, world_size = get_dist_info()
-            counts = self.dataset.boxes_per_sample
-            batches = cut_batches(counts, self.batch_size)
-            if self.shards:
-                done = LabelShards(self.shards).finished_samples()
-                batches = [batch for batch in batches if batch.start not in done]
-            costs = [int(counts[batch.start : batch.stop].sum()) + len(batch) for batch in batches]
-            self._batches = [batches[i] for i in deal(costs, world_size)[rank]]
-        return self._batches
+    def boxes_left(self) -> int:
+        """Number of boxes in the batches of all ranks."""
+        return sum(map(self._num_boxes, self.unfinished))
+
+    def _num_boxes(self, batch: range) -> int:
+        return int(self.dataset.boxes_per_sample[batch.start : batch.stop].sum())
 
     def __iter__(self) -> Iterator[list[int]]:
         return map(list, self.batches)

@@ -27,16 +27,20 @@ class _BoxesPerSecond(ProgressColumn):
 
 @HOOKS.register_module()
 class LabelProgressHook(Hook):
-    """Progress bar of labeling: boxes done, boxes per second and time left."""
+    """Progress bar of labeling: boxes done, boxes per second and time left.
+
+    The data loader's batches are those of a :class:`LabelBatchSampler`.
+    """
 
     def before_test(self, runner: Runner) -> None:
         self._progress = None
+        boxes = runner.test_dataloader.batch_sampler.boxes_left  # ranks have to ask together
         if not is_main_process():
             return
         columns = [TextColumn("labeling"), BarColumn(), MofNCompleteColumn()]
         self._progress = Progress(*columns, _BoxesPerSecond(), TimeRemainingColumn())
         self._progress.start()
-        self._task = self._progress.add_task("", total=runner.test_dataloader.dataset.num_boxes)
+        self._task = self._progress.add_task("", total=boxes)
 
     def after_test_iter(
         self,

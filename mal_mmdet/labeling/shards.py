@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from functools import lru_cache
@@ -51,7 +52,7 @@ class LabelShards:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.folder / "lock", "w")  # noqa: SIM115  held until the process ends
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forks do not inherit it
             return self._take_over(fingerprint, resume)
         except BlockingIOError as error:
             self.release()
@@ -105,7 +106,8 @@ class LabelShards:
         content = "".join([json.dumps(samples), "\n", *lines]).encode()
         content = sha256(BytesIO(content)).encode() + b"\n" + content
         try:
-            with replacing(self.folder / f"{min(samples):010d}.shard") as name:
+            # Should a rank of a killed job still be at work, its shards have other names.
+            with replacing(self.folder / f"{min(samples):010d}-{os.getpid()}.shard") as name:
                 Path(name).write_bytes(content)
         except OSError as error:
             raise self.interrupted(error) from error

@@ -12,11 +12,15 @@ from mal_mmdet.labeling import LabelShards
 COUNTS = np.random.default_rng(0).integers(1, 40, 200)
 
 
-def batches(monkeypatch, rank=0, world_size=1, **options):
+def make_sampler(monkeypatch, rank=0, world_size=1, **options):
     monkeypatch.setattr(label_batch_sampler, "get_dist_info", lambda: (rank, world_size))
     dataset = SimpleNamespace(boxes_per_sample=COUNTS)
     cfg = dict(type="LabelBatchSampler", batch_size=32, **options)
-    sampler = DATA_SAMPLERS.build(cfg, default_args=dict(sampler=SimpleNamespace(dataset=dataset)))
+    return DATA_SAMPLERS.build(cfg, default_args=dict(sampler=SimpleNamespace(dataset=dataset)))
+
+
+def batches(*args, **options):
+    sampler = make_sampler(*args, **options)
     dealt = list(sampler)
     assert len(sampler) == len(dealt)
     return dealt
@@ -50,5 +54,7 @@ def test_finished_batches_are_left_out(monkeypatch, tmp_path):
     shards = LabelShards(tmp_path / "shards")
     shards.open({}, resume=False)
     shards.write(whole[3] + whole[7], [])
-    left = batches(monkeypatch, shards=str(shards.folder))
+    sampler = make_sampler(monkeypatch, shards=str(shards.folder))
+    left = list(sampler)
+    assert sampler.boxes_left == sum(COUNTS[i] for batch in left for i in batch)
     assert left == [batch for i, batch in enumerate(whole) if i not in (3, 7)]

@@ -40,6 +40,7 @@ from mal_mmdet.labeling import (
 )
 from mal_mmdet.labeling import label_writer as writer_module
 from mal_mmdet.models import MaskAutoLabeler
+from mal_mmdet.models import mask_auto_labeler as model_module
 
 IOU_OF_SAME = 0.99  # OpenCV and torch resize alike but for the last bits
 
@@ -127,6 +128,8 @@ def label(runner: Runner, watch: Stopwatch) -> None:
     pipeline = dataset.pipeline
     dataset.pipeline = watch.timed("crop", pipeline)
     model.view_logits = watch.timed("network", model.view_logits)
+    quality = model_module.mask_quality
+    model_module.mask_quality = watch.timed("quality", quality)
     originals = writer_module.mask_window, writer_module.encode_window
     writer_module.mask_window = _thread_timed(watch, "paste", originals[0])
     writer_module.encode_window = _thread_timed(watch, "encode", originals[1])
@@ -136,7 +139,7 @@ def label(runner: Runner, watch: Stopwatch) -> None:
         watch.timed("in all", loop.run)()
     finally:
         writer_module.mask_window, writer_module.encode_window = originals
-        LabelShards.write = write
+        LabelShards.write, model_module.mask_quality = write, quality
         del dataset._load, model.view_logits
         dataset.pipeline = pipeline
 
@@ -268,7 +271,7 @@ def main() -> None:
                     if iou < IOU_OF_SAME:
                         raise RuntimeError(f"the pipelines disagree: mean IoU is {iou:.3f}")
     table = Table("ms a box (median of runs)", "labeling", *(["plain"] if plain else []))
-    stages = ["read", "crop", "network", "paste", "encode", "write", "in all"]
+    stages = ["read", "crop", "network", "quality", "paste", "encode", "write", "in all"]
     medians = [
         {s: statistics.median(run.get(s, 0.0) for run in runs[1:]) / number for s in stages}
         for runs in (ours, plain)
