@@ -560,4 +560,4 @@ def test_benchmark_labeling(trained, tmp_path):
 
 def test_benchmark_label_memory():
     done = run("tools/analysis_tools/benchmark_label_memory.py", "--boxes", 20, 40)
-    assert done.stdout.count("bytes for each further box") == 2
+    assert done.stdout.count("bytes for each further box") == 3

@@ -21,6 +21,8 @@ from mal_mmdet.labeling import LOW_QUALITY, MASK_FORMATS, report_path
 from mal_mmdet.models.mask_auto_labeler import LABEL_SOURCES, PREDICT_DTYPES
 
 SOME_FAILED = 3
+# Seconds that a rank which is done waits for the others; one that dies ends the job at once.
+RANK_TIMEOUT = 24 * 60 * 60
 
 
 def source_date() -> str | None:
@@ -97,6 +99,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--boxes writes a results file, whose masks are RLE: no --mask-format")
     if args.boxes and (args.only_missing or args.low_quality == "ignore"):
         parser.error("--boxes takes neither --only-missing nor --low-quality ignore")
+    if args.low_quality != "keep" and not args.min_quality:
+        parser.error(f"--low-quality {args.low_quality} needs --min-quality, the limit")
     if not 0 <= args.min_quality <= 1:
         parser.error(f"--min-quality is from 0 to 1, got {args.min_quality}")
     if args.thresholds and len(args.thresholds) not in (1, 3):
@@ -107,7 +111,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     failed = generate_labels(
-        load_config(args),
+        load_config(args, RANK_TIMEOUT),
         args.checkpoint,
         args.ann_file,
         args.img_dir,

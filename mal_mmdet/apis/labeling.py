@@ -8,10 +8,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import mmcv
 import mmdet
 import mmengine
 import mmpretrain
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -19,7 +21,7 @@ from mmengine.runner import Runner
 from mal_mmdet.labeling import sha256, shard_folder
 from mal_mmdet.version import __version__
 
-from .launch import RANK_TIMEOUT, load_weights, use_boxes
+from .launch import load_weights, use_boxes
 
 
 def generate_labels(
@@ -89,6 +91,8 @@ def generate_labels(
     )
     loader.batch_size = cfg.model.get("crops_per_batch", 32)
     loader.batch_sampler = dict(type="LabelBatchSampler", shards=str(shard_folder(out_file)))
+    pipelines = {k: v for k, v in loader.dataset.items() if k != "dataset"}
+    pipelines = [pipelines, loader.dataset.dataset.pipeline]
     weights = _sha256(checkpoint)
     cfg.test_evaluator = dict(
         type="LabelWriter",
@@ -101,14 +105,15 @@ def generate_labels(
             weights=weights,
             boxes=_sha256(ann_file),
             detections=detections and _sha256(detections),
-            config=_hash([cfg.model, loader.dataset, writer_options.get("mask_format")]),
+            images=str(Path(img_dir).resolve()),
+            config=_hash([cfg.model, pipelines, only_missing, writer_options.get("mask_format")]),
             software=_hash(_versions()),
+            device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         ),
         resume=resume,
         **writer_options,
     )
     cfg.custom_hooks = [dict(type="LabelProgressHook")]
-    cfg.setdefault("env_cfg", {}).setdefault("dist_cfg", {}).update(timeout=RANK_TIMEOUT)
     runner = Runner.from_cfg(cfg)
     load_weights(runner, checkpoint)
     return runner.test().get("labels/failed", 0)
@@ -128,7 +133,7 @@ def _provenance(cfg: Config, weights: str, date: str | None) -> dict:
 
 
 def _versions() -> dict[str, str]:
-    libraries = (mmcv, mmdet, mmengine, mmpretrain, torch)
+    libraries = (cv2, mmcv, mmdet, mmengine, mmpretrain, np, torch)
     return dict(
         mal_mmdet=__version__,
         **{library.__name__: library.__version__ for library in libraries},

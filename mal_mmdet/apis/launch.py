@@ -19,9 +19,6 @@ from mmengine.runner import Runner, load_checkpoint
 
 from mal_mmdet.models import MaskAutoLabeler
 
-# Seconds that a rank which is done waits for the others; one that dies ends the job at once.
-RANK_TIMEOUT = 24 * 60 * 60
-
 
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that mmdet's tools have in common."""
@@ -36,8 +33,13 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
 
 
-def load_config(args: argparse.Namespace) -> Config:
-    """Reads a config and applies the arguments of :func:`add_runner_arguments`."""
+def load_config(args: argparse.Namespace, timeout: int | None = None) -> Config:
+    """Reads a config and applies the arguments of :func:`add_runner_arguments`.
+
+    Args:
+        args: The parsed arguments, with a ``config``.
+        timeout: See :func:`set_launcher`.
+    """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
@@ -45,17 +47,26 @@ def load_config(args: argparse.Namespace) -> Config:
     if args.work_dir:
         cfg.work_dir = args.work_dir
     cfg.setdefault("work_dir", str(Path("work_dirs") / Path(args.config).stem))
-    set_launcher(cfg, args.launcher)
+    set_launcher(cfg, args.launcher, timeout)
     return cfg
 
 
-def set_launcher(cfg: Config, launcher: str) -> None:
-    """Lets a config run under a launcher, in place; ``pytorch`` also on a machine without GPU."""
+def set_launcher(cfg: Config, launcher: str, timeout: int | None = None) -> None:
+    """Lets a config run under a launcher, in place; ``pytorch`` also on a machine without GPU.
+
+    Args:
+        cfg: Any config.
+        launcher: As MMEngine's.
+        timeout: Seconds that ranks wait for each other; PyTorch's if not given.
+    """
     cfg.launcher = launcher
+    if timeout:
+        cfg.setdefault("env_cfg", {}).setdefault("dist_cfg", {}).update(timeout=timeout)
     if launcher == "pytorch" and get_device() == "cpu":
         # MMEngine's own start asks for a GPU.
         if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=RANK_TIMEOUT))
+            options = dict(timeout=timedelta(seconds=timeout)) if timeout else {}
+            torch.distributed.init_process_group("gloo", **options)
             atexit.register(leave_group)
         cfg.model_wrapper_cfg = dict(
             type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False

@@ -45,7 +45,7 @@ class LabelBatchSampler(Sampler):
         # Only one rank looks, or a slow one would already find the first shards of a fast one.
         done = [LabelShards(self.shards).finished_samples() if is_main_process() else None]
         broadcast_object_list(done)
-        return [batch for batch in batches if batch.start not in done[0]]
+        return [batch for batch in batches if not done[0].issuperset(batch)]
 
     @cached_property
     def batches(self) -> list[range]:

@@ -223,9 +223,9 @@ def image_problem(image: dict[str, Any]) -> str | None:
     return None
 
 
-def has_mask(ann: dict[str, Any]) -> bool:
+def has_mask(ann: Any) -> bool:
     """Whether an annotation has a ``segmentation`` of any format, and not an empty one."""
-    return bool(ann.get("segmentation"))
+    return isinstance(ann, dict) and bool(ann.get("segmentation"))
 
 
 def strip_masks(coco: dict[str, Any]) -> dict[str, Any]:
@@ -252,14 +252,20 @@ def without_nan(content: Any) -> Any:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[str]:
-    """Gives a temporary name beside ``path`` to write to, and renames it if all went well.
+def replacing(path: str | Path, folder: str | Path | None = None) -> Iterator[str]:
+    """Gives a temporary name to write to, and renames it to ``path`` if all went well.
 
-    The folder is made if it is not there; after an error nothing is left behind.
+    The folder of ``path`` is made if it is not there; after an error nothing is left behind, and
+    after a kill a file whose name begins with a dot.
+
+    Args:
+        path: The file.
+        folder: Where the temporary file lies, on the same file system; beside ``path`` if not
+            given.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=folder or path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
     try:
         yield temporary
@@ -270,7 +276,7 @@ def replacing(path: str | Path) -> Iterator[str]:
         os.replace(temporary, path)
         sync(path.parent)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
         raise
 
 

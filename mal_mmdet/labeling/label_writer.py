@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import deque
@@ -36,8 +37,9 @@ class LabelWriter(BaseMetric):
 
     While the test loop runs, each rank pastes and encodes masks in threads beside the prediction
     and writes them to :class:`LabelShards` in ``<out_file>.shards``. In the end the main rank
-    merges the shards, annotation by annotation, and removes them. Neither needs more memory for
-    more boxes, apart from the data set and, in the merge, 12 bytes a box.
+    merges the shards, annotation by annotation, and removes them, unless some images could not be
+    used: then they stay for a run that resumes when those are mended. Beside the data set nothing
+    needs more memory for more boxes, but for some 160 bytes a box in the merge.
 
     Every annotation keeps its place and all that it had; ``segmentation`` becomes the mask as
     compressed RLE or polygons, ``area`` the mask's, ``source`` is ``mal`` and ``mask_quality`` an
@@ -105,9 +107,9 @@ class LabelWriter(BaseMetric):
         self.min_quality = min_quality
         self.low_quality = low_quality
         self.info = info
-        self.shards = LabelShards(shard_folder(out_file))
+        self.shards = LabelShards(shard_folder(out_file), fingerprint or {})
         if is_main_process():
-            damaged = self.shards.open(fingerprint or {}, resume)
+            damaged = self.shards.open(resume)
             if damaged:
                 print_log(f"{damaged} damaged shards are labeled again", logger="current")
         barrier()
@@ -141,6 +143,9 @@ class LabelWriter(BaseMetric):
             pred["thresholds"].tolist(),
             pred["mask_quality"].tolist(),
         ):
+            if not math.isfinite(quality):
+                labels.append((index, dict(problem="the network's prediction is not finite")))
+                continue
             window = mask_window(prob, crop_bbox, bbox, threshold, shape)
             if self.mask_format == "polygon":
                 segmentation = [
@@ -154,11 +159,14 @@ class LabelWriter(BaseMetric):
         return labels
 
     def _collect(self) -> None:
-        """Waits for the oldest batch; a shard ends with a batch, or is resumed with half of one."""
-        samples, futures = self._pending.popleft()
-        for future in futures:
-            self._finished += future.result()
-        self._samples += samples
+        """Waits for the oldest batch and writes a shard if that is due; batches stay whole."""
+        for sample, future in zip(*self._pending.popleft()):
+            labels = future.result()
+            if any("problem" in label for _, label in labels):
+                self.shards.write([sample], labels, failed=True)
+            else:
+                self._samples.append(sample)
+                self._finished += labels
         late = time.monotonic() - self._started > SHARD_SECONDS
         if late or len(self._finished) >= SHARD_BOXES:
             self._write_shard()
@@ -177,11 +185,14 @@ class LabelWriter(BaseMetric):
         """Ends the last shard, waits for the other ranks, and merges on the main one.
 
         Args:
-            size: Not used.
+            size: Number of samples of the data set.
 
         Returns:
             How many boxes were ``labeled`` and how many ``failed``; nothing on other ranks, which
             need not wait for the merge.
+
+        Raises:
+            RuntimeError: Some samples have not been labeled by any rank.
         """
         while self._pending:
             self._collect()
@@ -190,8 +201,22 @@ class LabelWriter(BaseMetric):
         barrier()
         if not is_main_process():
             return {}
+        failures = self.shards.failures()
+        missing = size - len(self.shards.finished_samples()) - len(failures)
+        if missing > 0:
+            raise RuntimeError(
+                f"the labels of {missing} of {size} images are not in {self.shards.folder}; run "
+                "the same command with --resume"
+            )
         counts = self.compute_metrics([])
-        self.shards.remove()
+        if failures:
+            print_log(
+                f"{len(failures)} images could not be used. When they are mended, the same command "
+                f"with --resume labels them; {self.shards.folder} is kept for that",
+                logger="current",
+            )
+        else:
+            self.shards.remove()
         return {f"{self.prefix}/{name}": count for name, count in counts.items()}
 
     def compute_metrics(self, results: list) -> dict[str, int]:
@@ -203,8 +228,8 @@ class LabelWriter(BaseMetric):
             coco = {"info": None, **coco} | dict(info={**info, "mal_mmdet": self.info})
         try:
             with (
-                replacing(report_path(self.out_file)) as report_name,
-                replacing(self.out_file) as out_name,
+                replacing(report_path(self.out_file), self.shards.folder) as report_name,
+                replacing(self.out_file, self.shards.folder) as out_name,
                 open(report_name, "w", encoding="utf-8") as report,
                 open(out_name, "w", encoding="utf-8") as out,
             ):
@@ -213,8 +238,8 @@ class LabelWriter(BaseMetric):
                 if self.detections:
                     counts = self._merge(coco, ListWriter(out), failed)
                 else:
-                    for key, value in coco.items():
-                        out.write(("{" if out.tell() == 0 else ", ") + json.dumps(key) + ": ")
+                    for i, (key, value) in enumerate(coco.items()):
+                        out.write((", " if i else "{") + json.dumps(key) + ": ")
                         if key == "annotations":
                             counts = self._merge(coco, ListWriter(out), failed)
                         else:
@@ -232,16 +257,18 @@ class LabelWriter(BaseMetric):
         images = {image["id"]: image for image in coco["images"]}
         counts = dict(labeled=0, failed=0, low_quality=0)
         for i, ann, problem in check_annotations(coco, scored=bool(self.detections)):
+            if self.only_missing and has_mask(ann):
+                ann.setdefault("source", "human")
+                out.add(ann)
+                continue
             label = labels.get(i)
             if label and not problem:
                 problem = label.get("problem")
             if problem is None and not label:
-                if self.only_missing and has_mask(ann):
-                    ann.setdefault("source", "human")
-                elif ann.get("iscrowd"):
+                if ann.get("iscrowd"):
                     complete_crowd(ann, images[ann["image_id"]])
                 else:
-                    problem = "was not among the predictions"
+                    problem = "the config's data set left it out"
             if problem:
                 counts["failed"] += 1
                 name = (

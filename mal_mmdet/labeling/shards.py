@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -16,30 +17,41 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from .coco_file import read_json, replacing, write_json
+from .coco_file import read_json, replacing, sync, write_json
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LabelShards:
-    """A folder of shards, each of which holds the labels of some whole batches of images.
+    """A folder of shards, each of which holds the labels of some batches of images.
 
     A shard appears under its name when it is whole and on the disk. Its first line is the SHA-256
     of the others, the second lists the samples in it, and the rest are ``index<TAB>label``: the
     place of an annotation in the input file and, as JSON, what labeling adds to it, or its
-    ``problem``.
+    ``problem``. Images that could not be used have shards of their own, for a resumed run to try
+    them again. Names end with a hash of the run's fingerprint, so that what a lost process of
+    another run may still be writing here is never taken for this run's.
 
     Args:
         folder: The folder; made by :meth:`open`.
+        fingerprint: Names and hashes of all that labels depend on. Without it the shards of any
+            run are seen.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, fingerprint: dict[str, str] | None = None) -> None:
         self.folder = Path(folder)
+        self.fingerprint = fingerprint
+        self._run = "*"
+        if fingerprint is not None:
+            self._run = hashlib.sha256(json.dumps(fingerprint).encode()).hexdigest()[:16]
         self._lock: TextIO | None = None
 
-    def open(self, fingerprint: dict[str, str], resume: bool) -> int:
+    def open(self, resume: bool) -> int:
         """Takes hold of the folder for this process, and throws out damaged shards.
 
+        Images that could not be used are forgotten. One process may open a folder only once.
+
         Args:
-            fingerprint: Names and hashes of all that labels depend on.
             resume: Whether to go on with the shards of an earlier run, if there are any.
 
         Returns:
@@ -50,11 +62,16 @@ class LabelShards:
                 to be resumed or were made with another fingerprint.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        sync(self.folder.parent)
         self._lock = open(self.folder / "lock", "w")  # noqa: SIM115  held until the process ends
         try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forks do not inherit it
-            return self._take_over(fingerprint, resume)
-        except BlockingIOError as error:
+            # Unlike flock's, this lock is not inherited by the data loader's workers, who may
+            # outlive a killed parent for seconds.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._lock.name)):
+                raise BlockingIOError("the folder has just been removed")
+            return self._take_over(resume)
+        except (BlockingIOError, PermissionError) as error:
             self.release()
             raise RuntimeError(
                 f"another process is writing labels to {self.folder}; wait for it, or choose "
@@ -64,13 +81,14 @@ class LabelShards:
             self.release()
             raise
 
-    def _take_over(self, fingerprint: dict[str, str], resume: bool) -> int:
-        stored = self.folder / "fingerprint.json"
-        shards = self.shards()
+    def _take_over(self, resume: bool) -> int:
+        stored, fingerprint = self.folder / "fingerprint.json", self.fingerprint or {}
+        shards = list(self.folder.glob("*.shard"))
         if shards and not resume:
             raise RuntimeError(
-                f"{self.folder} holds {len(shards)} shards of an earlier run that did not end; go "
-                "on with it by --resume, or remove the folder to start again"
+                f"{self.folder} holds {len(shards)} shards of an earlier run that did not end, "
+                "or not without failures; go on with it by --resume, or remove the folder to start "
+                "again"
             )
         if shards:
             found = read_json(stored) if stored.exists() else {}
@@ -80,8 +98,9 @@ class LabelShards:
                     f"{self.folder} was written with other {', '.join(differs)}; labels of both "
                     "would be mixed. Use what that run used, or remove the folder to start again"
                 )
-        for left in self.folder.glob(".*"):  # what a killed process was writing
-            left.unlink()
+        for pattern in (".*", "*.failed"):  # what a killed process was writing; what is tried again
+            for left in self.folder.glob(pattern):
+                left.unlink()
         write_json(stored, fingerprint, indent=1)
         damaged = [shard for shard in shards if not _is_whole(shard)]
         for shard in damaged:
@@ -89,39 +108,56 @@ class LabelShards:
         return len(damaged)
 
     def shards(self) -> list[Path]:
-        """The files of the shards."""
-        return sorted(self.folder.glob("*.shard"))
+        """The files of finished images."""
+        return sorted(self.folder.glob(f"*-{self._run}.shard"))
 
-    def write(self, samples: list[int], records: Iterable[tuple[int, dict[str, Any]]]) -> None:
+    def failures(self) -> list[Path]:
+        """The files of images that could not be used."""
+        return sorted(self.folder.glob(f"*-{self._run}.failed"))
+
+    def write(
+        self,
+        samples: list[int],
+        records: Iterable[tuple[int, dict[str, Any]]],
+        failed: bool = False,
+    ) -> None:
         """Writes a shard; when this returns, it is on the disk.
 
         Args:
-            samples: Indices of the samples of the data set that it completes, not empty.
+            samples: Indices of the samples of the data set in it, not empty.
             records: Index of an annotation, and its label.
+            failed: Whether these are images that could not be used.
 
         Raises:
+            FileNotFoundError: The folder has been removed.
             OSError: The disk is full, or else not to be written to.
         """
         lines = [f"{index}\t{json.dumps(label)}\n" for index, label in records]
         content = "".join([json.dumps(samples), "\n", *lines]).encode()
         content = sha256(BytesIO(content)).encode() + b"\n" + content
         try:
-            # Should a rank of a killed job still be at work, its shards have other names.
-            with replacing(self.folder / f"{min(samples):010d}-{os.getpid()}.shard") as name:
-                Path(name).write_bytes(content)
+            # With the process in its name it does not replace one of other samples, should a
+            # rank of a killed job still be at work.
+            name = f"{min(samples):010d}-{os.getpid()}-{self._run}"
+            name += ".failed" if failed else ".shard"
+            if not self.folder.is_dir():
+                raise FileNotFoundError(errno.ENOENT, "the folder has been removed", self.folder)
+            with replacing(self.folder / name) as temporary:
+                Path(temporary).write_bytes(content)
         except OSError as error:
             raise self.interrupted(error) from error
 
     def interrupted(self, error: OSError) -> OSError:
         """The same error, with what to do about it."""
+        first = "make room" if error.errno in NO_ROOM else "mend that"
         return OSError(
             error.errno,
-            f"{error.strerror}: labels cannot be written. What is finished stays in "
-            f"{self.folder}; make room, then run the same command with --resume",
+            f"{error}: labels cannot be written. What is finished stays in {self.folder}; "
+            f"{first}, then run the same command with --resume",
         )
 
     def finished_samples(self) -> set[int]:
-        """Indices of the samples in all shards."""
+        """Indices of the samples that are done."""
         samples: set[int] = set()
         for shard in self.shards():
             with open(shard, "rb") as file:
@@ -135,7 +171,7 @@ class LabelShards:
         Args:
             length: Number of annotations in the input file.
         """
-        return Labels(self.shards(), length)
+        return Labels(self.failures() + self.shards(), length)
 
     def release(self) -> None:
         """Lets another process take hold of the folder."""
@@ -146,8 +182,11 @@ class LabelShards:
         """Removes the folder; killed on the way, it is one that can be resumed."""
         for shard in self.shards():
             shard.unlink()
-        shutil.rmtree(self.folder)
+        (self.folder / "fingerprint.json").unlink()
         self.release()
+        (self.folder / "lock").unlink()
+        with suppress(OSError):  # something of another run is in it
+            self.folder.rmdir()
 
 
 class Labels:
@@ -160,7 +199,7 @@ class Labels:
 
     def __init__(self, shards: list[Path], length: int) -> None:
         # A process may not hold all of them open.
-        self._open = lru_cache(maxsize=64)(lambda i: open(shards[i], "rb"))  # noqa: SIM115
+        self._open = lru_cache(maxsize=256)(lambda i: open(shards[i], "rb"))  # noqa: SIM115
         self._shard = np.full(length, -1, dtype=np.int32)
         self._offset = np.zeros(length, dtype=np.int64)
         for i, shard in enumerate(shards):

@@ -17,6 +17,7 @@ from mal_mmdet.labeling import mask_quality, paste_mask, threshold_for_area
 from mal_mmdet.structures import box_masks
 
 LABEL_SOURCES = ("student", "teacher", "both")
+HALF_LIMIT = torch.finfo(torch.float16).max
 PREDICT_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -201,6 +202,7 @@ class MaskAutoLabeler(BaseModel):
         for crop, area, threshold, box in zip(*split):
             with torch.autocast(crop.device.type, self.predict_dtype, enabled=mixed):
                 views = self.view_logits(crop, area).float()
+            views = views.clamp(-HALF_LIMIT, HALF_LIMIT)  # infinities would interpolate to NaN
             cells = box * box.new_tensor(views.shape[:1:-1]).tile(2)
             logits = F.interpolate(views.mean(0)[:, None], crop.shape[2:], mode="bilinear")[:, 0]
             fields = dict(

@@ -51,9 +51,11 @@ def test_dealing_beats_taking_turns():
 
 def test_finished_batches_are_left_out(monkeypatch, tmp_path):
     whole = batches(monkeypatch)
-    shards = LabelShards(tmp_path / "shards")
-    shards.open({}, resume=False)
+    shards = LabelShards(tmp_path / "shards", {})
+    shards.open(resume=False)
     shards.write(whole[3] + whole[7], [])
+    several = next(batch for batch in whole[8:] if len(batch) > 1)
+    shards.write(several[:-1], [])  # of the last of these images the labels failed
     sampler = make_sampler(monkeypatch, shards=str(shards.folder))
     left = list(sampler)
     assert sampler.boxes_left == sum(COUNTS[i] for batch in left for i in batch)

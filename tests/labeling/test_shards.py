@@ -20,21 +20,21 @@ def record(index):
 @pytest.fixture
 def folder(tmp_path):
     """Two shards: samples 0, 1 and 4 with annotations 5, 2, 0 and 7."""
-    shards = LabelShards(tmp_path / "out.json.shards")
-    shards.open(FINGERPRINT, resume=False)
+    shards = LabelShards(tmp_path / "out.json.shards", FINGERPRINT)
+    shards.open(resume=False)
     shards.write([4], [record(5), record(2)])
-    shards.write([0, 1], [record(0), (7, dict(problem="no image"))])
+    shards.write([0, 1], [record(0), record(7)])
     shards.release()
     return shards.folder
 
 
 def test_labels_are_found_by_the_index_of_their_annotation(folder):
-    shards = LabelShards(folder)
+    shards = LabelShards(folder, FINGERPRINT)
+    shards.open(resume=True)
     assert shards.finished_samples() == {0, 1, 4}
     labels = shards.labels(9)
-    for index in (5, 0, 2):
+    for index in (5, 0, 2, 7):
         assert labels.get(index) == record(index)[1]
-    assert labels.get(7) == dict(problem="no image")
     assert labels.get(1) is None and labels.get(8) is None
     shards.remove()
     assert not folder.exists()
@@ -42,13 +42,13 @@ def test_labels_are_found_by_the_index_of_their_annotation(folder):
 
 def test_shards_are_not_mixed_with_those_of_another_run(folder):
     with pytest.raises(RuntimeError, match=r"2 shards of an earlier run.*--resume, or remove"):
-        LabelShards(folder).open(FINGERPRINT, resume=False)
+        LabelShards(folder, FINGERPRINT).open(resume=False)
     for other in (dict(weights="a", boxes="c"), dict(weights="a"), FINGERPRINT | dict(boxes=None)):
         with pytest.raises(RuntimeError, match="with other boxes; labels of both"):
-            LabelShards(folder).open(other, resume=True)
+            LabelShards(folder, other).open(resume=True)
     with pytest.raises(RuntimeError, match="with other weights, boxes; labels of both"):
-        LabelShards(folder).open(dict(boxes="x"), resume=True)
-    assert LabelShards(folder).open(FINGERPRINT, resume=True) == 0
+        LabelShards(folder, dict(boxes="x")).open(resume=True)
+    assert LabelShards(folder, FINGERPRINT).open(resume=True) == 0
     assert LabelShards(folder).finished_samples() == {0, 1, 4}
 
 
@@ -66,8 +66,8 @@ def test_damaged_shards_are_thrown_out(folder, damage):
         content[content.index(b"[0, 1]") + 1] = ord("3")
     shard.write_bytes(content)
     (folder / ".0000000007.shard.x3").write_text("half")  # of a process that was killed
-    shards = LabelShards(folder)
-    assert shards.open(FINGERPRINT, resume=True) == 1
+    shards = LabelShards(folder, FINGERPRINT)
+    assert shards.open(resume=True) == 1
     assert shards.finished_samples() == {4} and not shard.exists()
     assert shards.labels(9).get(0) is None and shards.labels(9).get(5) == record(5)[1]
     assert not list(folder.glob(".*"))
@@ -76,12 +76,12 @@ def test_damaged_shards_are_thrown_out(folder, damage):
 def test_a_second_process_is_refused(folder):
     program = (
         "import sys; from mal_mmdet.labeling import LabelShards\n"
-        "try: LabelShards(sys.argv[1]).open({'weights': 'a', 'boxes': 'b'}, resume=True)\n"
+        "try: LabelShards(sys.argv[1], {'weights': 'a', 'boxes': 'b'}).open(resume=True)\n"
         "except RuntimeError as error: print('refused:', error)"
     )
     command = [sys.executable, "-c", program, folder]
-    holder = LabelShards(folder)
-    holder.open(FINGERPRINT, resume=True)
+    holder = LabelShards(folder, FINGERPRINT)
+    holder.open(resume=True)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "refused: another process is writing labels to" in done.stdout
     holder.release()
@@ -90,8 +90,8 @@ def test_a_second_process_is_refused(folder):
 
 
 def test_a_full_disk_loses_no_finished_shard(folder, monkeypatch):
-    shards = LabelShards(folder)
-    shards.open(FINGERPRINT, resume=True)
+    shards = LabelShards(folder, FINGERPRINT)
+    shards.open(resume=True)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def fill(path, content):
@@ -111,11 +111,37 @@ def test_a_full_disk_loses_no_finished_shard(folder, monkeypatch):
 def test_a_shard_without_fingerprint_belongs_to_nobody(folder):
     (folder / "fingerprint.json").unlink()
     with pytest.raises(RuntimeError, match="with other weights, boxes"):
-        LabelShards(folder).open(FINGERPRINT, resume=True)
+        LabelShards(folder, FINGERPRINT).open(resume=True)
 
 
 def test_an_empty_folder_is_no_earlier_run(tmp_path):
-    shards = LabelShards(tmp_path / "a/b.shards")
-    assert shards.open(FINGERPRINT, resume=True) == 0
+    shards = LabelShards(tmp_path / "a/b.shards", FINGERPRINT)
+    assert shards.open(resume=True) == 0
     assert json.loads((shards.folder / "fingerprint.json").read_text()) == FINGERPRINT
     assert shards.finished_samples() == set() and shards.labels(3).get(1) is None
+
+
+def test_images_that_could_not_be_used_are_tried_again(folder):
+    shards = LabelShards(folder, FINGERPRINT)
+    shards.open(resume=True)
+    shards.write([6], [(8, dict(problem="no image"))], failed=True)
+    assert shards.labels(9).get(8) == dict(problem="no image") and len(shards.failures()) == 1
+    assert shards.finished_samples() == {0, 1, 4}
+    shards.release()
+    again = LabelShards(folder, FINGERPRINT)
+    assert again.open(resume=True) == 0
+    assert again.failures() == [] and again.labels(9).get(8) is None
+
+
+def test_a_lost_process_of_another_run_is_not_listened_to(folder):
+    lost = LabelShards(folder, dict(weights="old"))
+    lost.write([4], [(5, dict(segmentation="old")), (8, dict(segmentation="old"))])
+    shards = LabelShards(folder, FINGERPRINT)
+    assert shards.labels(9).get(5) == record(5)[1] and shards.labels(9).get(8) is None
+    assert len(shards.shards()) == 2
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    with pytest.raises(OSError, match=r"folder has been removed"):
+        lost.write([4], [record(5)])
+    assert not folder.exists()

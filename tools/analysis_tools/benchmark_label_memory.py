@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of labeling, and of merging its shards, for files with more and more boxes.
+"""Peak memory of loading boxes, labeling them and merging the shards, for files of two sizes.
 
 Each file has ten boxes an image; the images are small and a few files serve them all. The network
 is tiny. Every size runs in a process of its own.
@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mal_mmdet.apis import generate_labels
+from mal_mmdet.datasets import BoxCropDataset
 from mal_mmdet.labeling import LabelWriter
 
 ROOT = Path(__file__).parents[2]
@@ -74,20 +75,32 @@ def tiny_config(folder: Path) -> Config:
     return cfg
 
 
-def peak_memory(reset: bool = False) -> int:
-    """Most bytes that this process has held in memory since the last reset (Linux)."""
+def memory(field: str = "VmRSS") -> int:
+    """Bytes of this process in memory (Linux)."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    line = next(line for line in status.splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def peak_memory(reset: bool = False) -> int:
+    """Most bytes of this process in memory since the last reset."""
+    peak = memory("VmHWM")
     if reset:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return int(peak.split()[1]) * 1024
+    return peak
 
 
 def measure(number: int) -> None:
     """Labels ``number`` boxes in this process and prints peaks and seconds as JSON."""
     init_default_scope("mmdet")
     figures = {}
-    merge = LabelWriter.compute_metrics
+    merge, load = LabelWriter.compute_metrics, BoxCropDataset.__init__
+
+    def measured_load(self: BoxCropDataset, *args, **options) -> None:
+        peak_memory(reset=True)
+        begun = memory()
+        load(self, *args, **options)
+        figures.update(loading=peak_memory(reset=True) - begun)
 
     def measured_merge(self: LabelWriter, results: list) -> dict:
         figures.update(labeling=peak_memory(reset=True), labeling_seconds=time.time() - start)
@@ -96,7 +109,7 @@ def measure(number: int) -> None:
         figures["merge_seconds"] -= figures["labeling_seconds"]
         return counts
 
-    LabelWriter.compute_metrics = measured_merge
+    LabelWriter.compute_metrics, BoxCropDataset.__init__ = measured_merge, measured_load
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_boxes(folder, number)
@@ -123,7 +136,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.measure:
         return measure(args.measure)
-    table = Table("boxes", "labeling, MB", "merge, MB", "labeling, s", "merge, s", "file, MB")
+    phases = ("loading", "labeling", "merge")
+    sizes = [f"{phase}, MB" for phase in phases]
+    table = Table("boxes", *sizes, "labeling, s", "merge, s", "file, MB")
     found = []
     for number in args.boxes:
         command = [sys.executable, __file__, "--measure", str(number)]
@@ -132,14 +147,14 @@ def main() -> None:
         found.append(figures)
         table.add_row(
             f"{number:,}",
-            *(f"{figures[phase] / 1e6:.0f}" for phase in ("labeling", "merge")),
+            *(f"{figures[phase] / 1e6:.0f}" for phase in phases),
             *(f"{figures[f'{phase}_seconds']:.0f}" for phase in ("labeling", "merge")),
             f"{figures['file'] / 1e6:.0f}",
         )
     console = Console()
-    console.print(table)
+    console.print(table)  # of loading only what it adds; it is over before labeling begins
     more = args.boxes[1] - args.boxes[0]
-    for phase in ("labeling", "merge"):
+    for phase in phases:
         growth = (found[1][phase] - found[0][phase]) / more
         console.print(f"{phase}: {growth:.0f} bytes for each further box")
 
