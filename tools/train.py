@@ -8,12 +8,17 @@ import argparse
 
 from mmengine.runner import Runner
 
-from mal_mmdet.apis import add_runner_arguments, full_precision_without_gpu, load_config
+from mal_mmdet.apis import (
+    add_runner_arguments,
+    full_precision_without_gpu,
+    load_config,
+    use_labels,
+)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file")
+    parser.add_argument("config", help="config file, or mmdet::path/of/a/stock/config.py")
     parser.add_argument("--amp", action="store_true", help="train in mixed precision")
     parser.add_argument(
         "--auto-scale-lr", action="store_true", help="scale the learning rate to the batch size"
@@ -24,13 +29,38 @@ def parse_args() -> argparse.Namespace:
         const="auto",
         help="checkpoint to resume from; without a value, the latest in the work dir",
     )
+    labels = parser.add_argument_group(
+        "labels", "train a detector on a label file, without a config of one's own (phase 2)"
+    )
+    labels.add_argument("--train-labels", help="COCO file with masks; its categories are learned")
+    labels.add_argument("--val-labels", help="COCO file to validate with, of the same categories")
+    labels.add_argument(
+        "--data-root", help="folder of the data; images are where the config's data_prefix says"
+    )
+    labels.add_argument("--img-dir", help="folder of the training images, wherever it is")
+    labels.add_argument("--val-img-dir", help="folder of the images of --val-labels")
     add_runner_arguments(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    options = ("val_labels", "data_root", "img_dir", "val_img_dir")
+    if not args.train_labels and any(getattr(args, name) for name in options):
+        parser.error("--val-labels, --data-root, --img-dir, --val-img-dir need --train-labels")
+    if args.val_img_dir and not args.val_labels:
+        parser.error("--val-img-dir needs --val-labels")
+    return args
 
 
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
+    if args.train_labels:
+        use_labels(
+            cfg,
+            args.train_labels,
+            val_labels=args.val_labels,
+            data_root=args.data_root,
+            img_dir=args.img_dir,
+            val_img_dir=args.val_img_dir,
+        )
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")

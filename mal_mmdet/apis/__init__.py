@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from .ablation import rebase, run_ablation
 from .attention import draw_attention_maps
+from .label_swap import use_labels
 from .labeling import generate_labels
 from .launch import (
     add_runner_arguments,
@@ -24,4 +25,5 @@ __all__ = [
     "set_launcher",
     "use_boxes",
     "use_detections",
+    "use_labels",
 ]

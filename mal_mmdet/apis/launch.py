@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.hub import get_config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, load_checkpoint
 
@@ -37,11 +38,12 @@ def load_config(args: argparse.Namespace, timeout: int | None = None) -> Config:
     """Reads a config and applies the arguments of :func:`add_runner_arguments`.
 
     Args:
-        args: The parsed arguments, with a ``config``.
+        args: The parsed arguments, with a ``config``; ``package::path`` names one that came with
+            an installed package, as in ``_base_``.
         timeout: See :func:`set_launcher`.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    cfg = get_config(args.config) if "::" in args.config else Config.fromfile(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir:

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains any stock detector on a label file: data sets, classes and heads of its config."""
+
+from __future__ import annotations
+
+import os.path as osp
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmdet.datasets import CocoDataset, CocoPanopticDataset
+from mmdet.registry import DATASETS
+from mmdet.visualization import get_palette
+from mmengine.config import Config, ConfigDict
+from mmengine.fileio import exists
+
+from mal_mmdet.labeling import has_mask, read_boxes
+from mal_mmdet.labeling.coco_file import image_problem
+
+# Parts of a model whose classes are not the data set's: object or not, stuff, ImageNet's.
+OTHER_CLASSES = {"rpn_head", "semantic_head", "backbone"}
+IMAGES_LOOKED_AT = 10
+
+
+def use_labels(
+    cfg: Config,
+    train_labels: str | Path,
+    *,
+    val_labels: str | Path | None = None,
+    data_root: str | Path | None = None,
+    img_dir: str | Path | None = None,
+    val_img_dir: str | Path | None = None,
+) -> None:
+    """Lets a config of MMDetection train on a label file, in place.
+
+    Classes are the file's categories, in the file's order, and every head gets their number. The
+    config's own validation stays if its classes are the same and its file exists; otherwise
+    training goes without.
+
+    Args:
+        cfg: An instance segmentation (or box) config whose data set reads COCO files.
+        train_labels: COCO file with masks, such as ``tools/generate_labels.py`` writes.
+        val_labels: COCO file to validate and test with; its categories are the same.
+        data_root: Takes the place of the config's ``data_root``, under which its
+            ``data_prefix`` names the folders of images.
+        img_dir: Folder of the training images, in place of what ``data_prefix`` names.
+        val_img_dir: Likewise, of the images of ``val_labels``.
+
+    Raises:
+        FileNotFoundError: No such label file.
+        ValueError: Config and label file do not go together; says what to do.
+    """
+    coco = _read(train_labels)
+    classes = tuple(category["name"] for category in coco["categories"])
+    if cfg.get("train_dataloader") is None or cfg.get("model") is None:
+        raise ValueError("the config has no model or no train_dataloader: it trains no detector")
+    dataset = innermost_dataset(cfg.train_dataloader.dataset)
+    _swap(dataset, train_labels, classes, data_root, img_dir)
+    _check_images(dataset, train_labels, coco, "--img-dir")
+    _check_semantic_maps(cfg, dataset)
+    _check_masks(cfg, train_labels, coco)
+    set_num_classes(cfg.model, len(classes))
+    if val_labels is not None:
+        _validate_on(cfg, val_labels, classes, data_root, val_img_dir)
+    else:
+        _keep_validation(cfg, train_labels, classes, data_root)
+
+
+def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
+    """The data set that reads a COCO file, inside of whatever repeats, mixes or balances it.
+
+    Of a ``ConcatDataset`` only the first part is left, since one file takes the place of all.
+
+    Raises:
+        ValueError: It reads something else than COCO's instances.
+    """
+    while "dataset" in dataset or "datasets" in dataset:
+        if "datasets" in dataset:
+            dataset.datasets = dataset.datasets[:1]
+            dataset = dataset.datasets[0]
+        else:
+            dataset = dataset.dataset
+    kind = _class_of(dataset)
+    if kind is None or not issubclass(kind, CocoDataset):
+        raise ValueError(
+            f"the config's data set is a {dataset.type}; a label file needs one that reads COCO "
+            "files of instances, as the configs named *_coco.py have"
+        )
+    if issubclass(kind, CocoPanopticDataset):
+        raise ValueError(
+            f"the config's data set is a {dataset.type}, for panoptic segmentation; a label file "
+            "has instances alone: take a config for instance segmentation, such as "
+            "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py"
+        )
+    return dataset
+
+
+def set_num_classes(model: ConfigDict, count: int) -> None:
+    """Sets the number of classes in every head that tells them apart, in place.
+
+    Those are all ``num_classes`` outside of RPN, semantic branches and backbone, MaskFormer's
+    ``num_things_classes``, and the class weights of losses that have one for each class.
+
+    Raises:
+        ValueError: Classes have different weights, of which nobody knows the new classes'.
+    """
+    for path, part in _parts(model):
+        if OTHER_CLASSES.intersection(path.split(".")):
+            continue
+        before = part.get("num_classes", part.get("num_things_classes"))
+        if not isinstance(before, int):
+            continue
+        before += part.get("num_stuff_classes", 0)
+        for key in ("num_classes", "num_things_classes"):
+            if key in part:
+                part[key] = count
+        if "num_stuff_classes" in part:
+            part.num_stuff_classes = 0
+        weights = part.get("loss_cls", {}).get("class_weight")
+        # One more than classes: the last is the background's.
+        if isinstance(weights, (list, tuple)) and len(weights) == before + 1:
+            if count != before and len(set(weights[:-1])) > 1:
+                raise ValueError(
+                    f"model.{path}.loss_cls.class_weight has a weight of its own for each of "
+                    f"{before} classes, but the label file has {count}: make them equal"
+                )
+            if count != before:
+                part.loss_cls.class_weight = [weights[0]] * count + [weights[-1]]
+
+
+def _read(labels: str | Path) -> dict[str, Any]:
+    coco = read_boxes(labels)
+    for key in ("images", "annotations", "categories"):
+        if not len(coco[key]):
+            raise ValueError(f"{labels} has no {key}: nothing can be learned from it")
+    return coco
+
+
+def _parts(node: Any, path: str = "") -> Iterator[tuple[str, ConfigDict]]:
+    """All dicts of a config, each before its own parts, with the keys that lead there."""
+    if isinstance(node, dict):
+        yield path, node
+        inner = node.items()
+    elif isinstance(node, (list, tuple)):
+        inner = enumerate(node)
+    else:
+        return
+    for key, value in inner:
+        yield from _parts(value, f"{path}.{key}" if path else str(key))
+
+
+def _class_of(dataset: ConfigDict) -> type | None:
+    return dataset.type if isinstance(dataset.type, type) else DATASETS.get(dataset.type)
+
+
+def _classes(dataset: ConfigDict) -> tuple[str, ...]:
+    classes = (dataset.get("metainfo") or {}).get("classes")
+    return tuple(classes or _class_of(dataset).METAINFO.get("classes", ()))
+
+
+def _folder(dataset: ConfigDict, kind: str) -> str:
+    prefix = (dataset.get("data_prefix") or {}).get(kind, "")
+    return osp.join(dataset.get("data_root") or "", prefix)
+
+
+def _swap(
+    dataset: ConfigDict,
+    labels: str | Path,
+    classes: tuple[str, ...],
+    data_root: str | Path | None,
+    img_dir: str | Path | None,
+) -> None:
+    if classes != _classes(dataset):
+        # A class with classes of its own (LVIS, Cityscapes, ...) also reads its files its own way.
+        if "METAINFO" in vars(_class_of(dataset)):
+            dataset.type = "CocoDataset"
+        palette = [tuple(map(int, colour)) for colour in get_palette("random", len(classes))]
+        dataset.metainfo = dict(classes=classes, palette=palette)
+    dataset.ann_file = osp.abspath(labels)
+    if data_root is not None:
+        dataset.data_root = str(data_root)
+    if img_dir is not None:
+        dataset.data_prefix = {**dataset.get("data_prefix", {}), "img": osp.abspath(img_dir)}
+
+
+def _check_images(
+    dataset: ConfigDict, labels: str | Path, coco: dict[str, Any], option: str
+) -> None:
+    kind = _class_of(dataset)
+    if (
+        kind.load_data_list is not CocoDataset.load_data_list
+        or kind.parse_data_info is not CocoDataset.parse_data_info
+    ):
+        return  # it has rules of its own where an image lies
+    folder = _folder(dataset, "img")
+    images = coco["images"][:IMAGES_LOOKED_AT]
+    for image in images:
+        problem = image_problem(image)
+        if problem is None and "file_name" not in image:
+            problem = f"image {image['id']!r} has no 'file_name', which {dataset.type} needs"
+        if problem:
+            raise ValueError(f"{labels} cannot be trained on: {problem}")
+    paths = [osp.join(folder, image["file_name"]) for image in images]
+    if not any(exists(path, backend_args=dataset.get("backend_args")) for path in paths):
+        prefix = (dataset.get("data_prefix") or {}).get("img", "")
+        raise ValueError(
+            f"none of the first {len(paths)} images of {labels} was found; looked for {paths[0]}. "
+            f"Give their folder with {option}, or with --data-root the one that has them in "
+            f"{prefix!r}"
+        )
+
+
+def _check_semantic_maps(cfg: Config, dataset: ConfigDict) -> None:
+    if not any(part.get("with_seg") for _, part in _parts(cfg.train_dataloader)):
+        return
+    folder = _folder(dataset, "seg")
+    if not exists(folder, backend_args=dataset.get("backend_args")):
+        raise ValueError(
+            f"the config also learns from semantic maps, which a label file has not, and there is "
+            f"no folder {folder}: take a config without, such as "
+            "mmdet::htc/htc-without-semantic_r50_fpn_1x_coco.py"
+        )
+
+
+def _check_masks(cfg: Config, labels: str | Path, coco: dict[str, Any]) -> None:
+    """Reads as far as the first mask, or, for configs that take polygons alone, the first RLE."""
+    sources = dict(
+        train_dataloader=cfg.train_dataloader,
+        custom_hooks=cfg.get("custom_hooks"),  # one may change the pipeline in mid-training
+    )
+    loading = [(path, step) for path, step in _parts(sources) if step.get("with_mask")]
+    if not loading:
+        return
+    _check_any_mask(labels, coco)
+    polygons_alone = [path for path, step in loading if step.get("poly2mask") is False]
+    if not polygons_alone:
+        return
+    for i, ann in enumerate(coco["annotations"]):
+        # Crowds are RLE in any file, and ignored by any detector.
+        if isinstance(ann.get("segmentation"), dict) and not ann.get("iscrowd"):
+            options = " ".join(f"{path}.poly2mask=True" for path in polygons_alone)
+            raise ValueError(
+                f"annotations[{i}] of {labels} is an RLE mask. The config reads polygons alone "
+                "(poly2mask=False) and would ignore the object without a word. Write the labels "
+                "with `tools/generate_labels.py ... --mask-format polygon`, or let the config "
+                f"read both: --cfg-options {options}"
+            )
+
+
+def _check_any_mask(labels: str | Path, coco: dict[str, Any]) -> None:
+    if not any(has_mask(ann) for ann in coco["annotations"]):
+        raise ValueError(
+            f"no annotation of {labels} has a mask; expected labels, as tools/generate_labels.py "
+            "makes them from boxes"
+        )
+
+
+def _validate_on(
+    cfg: Config,
+    labels: str | Path,
+    classes: tuple[str, ...],
+    data_root: str | Path | None,
+    img_dir: str | Path | None,
+) -> None:
+    coco = _read(labels)
+    found = tuple(category["name"] for category in coco["categories"])
+    if found != classes:
+        raise ValueError(
+            f"{labels} has other categories than the training labels, or in another order: "
+            f"{_differences(found, classes)}. Detectors know classes by their place in the list, "
+            "so both files need the same"
+        )
+    _check_any_mask(labels, coco)
+    if cfg.get("val_dataloader") is None or cfg.get("val_cfg") is None:
+        raise ValueError(
+            f"the config has no val_dataloader or no val_cfg, so {labels} cannot be used; leave "
+            "out --val-labels"
+        )
+    for stage in ("val", "test"):
+        loader = cfg.get(f"{stage}_dataloader")
+        if loader is None:
+            continue
+        dataset = innermost_dataset(loader.dataset)
+        before = dataset.type
+        _swap(dataset, labels, classes, data_root, img_dir)
+        _check_images(dataset, labels, coco, "--val-img-dir")
+        evaluators = cfg.get(f"{stage}_evaluator")
+        cfg[f"{stage}_evaluator"] = _evaluator(evaluators, labels, dataset.type == before)
+
+
+def _differences(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
+    if len(found) != len(expected):
+        return f"{len(found)} instead of {len(expected)}"
+    i = next(i for i, pair in enumerate(zip(found, expected)) if pair[0] != pair[1])
+    return f"categories[{i}] is {found[i]!r} instead of {expected[i]!r}"
+
+
+def _evaluator(evaluators: Any, labels: str | Path, same_dataset: bool) -> dict[str, Any]:
+    """The first metric that reads a COCO file; others need files that came with the config's."""
+    evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
+    for evaluator in evaluators:
+        if evaluator and "ann_file" in evaluator and "metric" in evaluator:
+            kind = evaluator["type"] if same_dataset else "CocoMetric"
+            return {**evaluator, "type": kind, "ann_file": osp.abspath(labels)}
+    return dict(type="CocoMetric", ann_file=osp.abspath(labels), metric=["bbox", "segm"])
+
+
+def _keep_validation(
+    cfg: Config, train_labels: str | Path, classes: tuple[str, ...], data_root: str | Path | None
+) -> None:
+    if cfg.get("val_dataloader") is None:
+        return
+    dataset = innermost_dataset(cfg.val_dataloader.dataset)
+    root = dataset.get("data_root") or "" if data_root is None else str(data_root)
+    path = osp.join(root, dataset.ann_file)
+    if classes != _classes(dataset):
+        reason = f"{path} has other classes than {train_labels}"
+    elif not exists(path, backend_args=dataset.get("backend_args")):
+        reason = f"{path} does not exist"
+    else:
+        if data_root is not None:
+            _move(cfg, str(data_root))
+        return
+    print(f"training without validation: {reason}. To validate, give --val-labels")
+    for stage in ("val", "test"):
+        for key in ("dataloader", "evaluator", "cfg"):
+            cfg[f"{stage}_{key}"] = None
+
+
+def _move(cfg: Config, data_root: str) -> None:
+    """Takes validation and test to another root, evaluators with them."""
+    for stage in ("val", "test"):
+        loader = cfg.get(f"{stage}_dataloader")
+        if loader is None:
+            continue
+        dataset = innermost_dataset(loader.dataset)
+        before = dataset.get("data_root") or ""
+        dataset.data_root = data_root
+        for _, evaluator in _parts(cfg.get(f"{stage}_evaluator")):
+            for key in ("ann_file", "seg_prefix"):
+                if before and str(evaluator.get(key, "")).startswith(before):
+                    relative = osp.relpath(evaluator[key], before)
+                    evaluator[key] = osp.join(data_root, relative)
