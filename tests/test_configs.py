@@ -18,7 +18,10 @@ from tests.conftest import ROOT
 from tests.tiny_sets import CONVERTED, TINY_SETS, config_path, set_data_root
 
 MAL = sorted((ROOT / "configs/mal").glob("*.py"))
-DETECTORS = sorted((ROOT / "configs/mask_rcnn").glob("*.py"))
+PHASE_2 = sorted(p for p in (ROOT / "configs").glob("*/*-mal.py") if "demo" not in p.stem)
+DETECTORS = [
+    ROOT / f"configs/mask_rcnn/mask-rcnn_{name}-mal.py" for name in ("demo", "r50_fpn_1x_coco")
+]
 MAIN = ROOT / "configs/mal/mal_vit-base-mae_8xb4-10e_coco.py"
 OTHER_SETS = [config_path(name) for name in TINY_SETS]  # the main run on other data
 
@@ -163,12 +166,17 @@ def test_the_main_run_is_the_papers():
     assert model.crf_loss.mean_field_cfg == dict(zeta=0.1, omega=1, kernel_size=3, num_steps=100)
 
 
-def test_phase_2_differs_from_stock_by_its_label_file_alone():
-    stock = get_config("mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py")
-    ours = Config.fromfile(ROOT / "configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco-mal.py")
-    assert ours.train_dataloader.dataset.ann_file == "annotations/instances_train2017_mal.json"
-    ours.train_dataloader.dataset.ann_file = stock.train_dataloader.dataset.ann_file
-    assert without_scopes(ours.to_dict()) == without_scopes(stock.to_dict())
+@pytest.mark.parametrize("path", PHASE_2, ids=names(PHASE_2))
+def test_phase_2_differs_from_stock_by_its_label_file_alone(path):
+    stock_name = f"{path.parent.name}/{path.name.replace('-mal.py', '.py')}"
+    stock = get_config(f"mmdet::{stock_name}")
+    ours = Config.fromfile(path)
+    ours, stock = (without_scopes(cfg.to_dict()) for cfg in (ours, stock))
+    labels = "annotations/instances_train2017_mal"
+    labels += "-polygon.json" if "'poly2mask': False" in str(stock) else ".json"
+    assert ours["train_dataloader"]["dataset"].pop("ann_file") == labels
+    assert stock["train_dataloader"]["dataset"].pop("ann_file").endswith("train2017.json")
+    assert ours == stock
 
 
 def without_scopes(node):

@@ -1,0 +1,5 @@
+# The stock Mask2Former on MAL's labels instead of human masks.
+_base_ = 'mmdet::mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco.py'
+
+train_dataloader = dict(
+    dataset=dict(ann_file='annotations/instances_train2017_mal.json'))
