@@ -174,6 +174,23 @@ def test_killed_between_shards_and_resumed_without_doing_them_again(
     assert len(done & set(seen)) < len(done)
 
 
+def test_workers_of_a_killed_process_do_not_hold_the_folder(job, tmp_path):
+    """They notice the end of their parent only after some seconds."""
+    cfg, *files = job
+    cfg = cfg.copy()
+    cfg.test_dataloader.num_workers = 2
+    out = tmp_path / "labels.json"
+    child = start((cfg, *files), out)
+    shards = LabelShards(shard_folder(out), {})
+    while not list(shards.folder.glob("*.shard")):
+        assert child.is_alive()
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    shards.folder.joinpath("fingerprint.json").write_text("{}")
+    shards.open(resume=True)
+
+
 def test_killed_in_the_merge(job, undisturbed, tmp_path):
     out = tmp_path / "labels.json"
     for _ in range(2):

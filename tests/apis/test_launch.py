@@ -62,8 +62,8 @@ main()
 def test_threads_of_the_group_end_before_the_interpreter(tmp_path):
     """A thread that frees a collective's tensors after Python's end would abort the process."""
     (tmp_path / "late.py").write_text(LATE_COLLECTIVE)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--master_port=29614", tmp_path / "late.py"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node=2", tmp_path / "late.py"]
     env = os.environ | dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
