@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -46,7 +47,7 @@ IOU_OF_SAME = 0.99  # OpenCV and torch resize alike but for the last bits
 
 
 class Stopwatch:
-    """Seconds and calls by stage; waits for the GPU before it looks at the clock."""
+    """Seconds by stage; waits for the GPU before it looks at the clock."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -145,10 +146,13 @@ def label(runner: Runner, watch: Stopwatch) -> None:
 
 
 def _thread_timed(watch: Stopwatch, stage: str, function: Callable) -> Callable:
+    lock = threading.Lock()
+
     def call(*args):
         start = time.thread_time()
         result = function(*args)
-        watch.seconds[stage] += time.thread_time() - start
+        with lock:
+            watch.seconds[stage] += time.thread_time() - start
         return result
 
     return call
