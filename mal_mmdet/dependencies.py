@@ -15,6 +15,7 @@ REQUIRED = {
     "mmdet": ("3.5.0", "onedl-mmdetection"),
     "mmpretrain": ("1.3.5", "onedl-mmpretrain"),
     "pycocotools": (None, "pycocotools"),
+    "faster_coco_eval": ("1.6.0", "faster-coco-eval"),
     "rich": (None, "rich"),
 }
 

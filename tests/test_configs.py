@@ -20,7 +20,8 @@ from tests.tiny_sets import CONVERTED, TINY_SETS, config_path, set_data_root
 MAL = sorted((ROOT / "configs/mal").glob("*.py"))
 PHASE_2 = sorted(p for p in (ROOT / "configs").glob("*/*-mal.py") if "demo" not in p.stem)
 DETECTORS = [
-    ROOT / f"configs/mask_rcnn/mask-rcnn_{name}-mal.py" for name in ("demo", "r50_fpn_1x_coco")
+    ROOT / "configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco-mal.py",
+    *sorted(p for p in (ROOT / "configs").glob("*/*_demo*.py") if p not in MAL),
 ]
 MAIN = ROOT / "configs/mal/mal_vit-base-mae_8xb4-10e_coco.py"
 OTHER_SETS = [config_path(name) for name in TINY_SETS]  # the main run on other data
@@ -150,6 +151,25 @@ def test_phase_1_reads_boxes_only_of_other_data_sets(name, tmp_path):
         dataset = DATASETS.build(loader.dataset)
         assert_boxes_alone(dataset[0])
         assert size == 512 and crop_of(dataset[0]).shape == (3, size, size)
+
+
+def test_demo_boxinst_is_the_stock_one_but_for_size_and_length():
+    """What it learns masks with is MMDetection's; so is CondInst's."""
+    for name, stock_name in (
+        ("boxinst/boxinst_demo", "boxinst/boxinst_r50_fpn_ms-90k_coco"),
+        ("condinst/condinst_demo-mal", "condinst/condinst_r50_fpn_ms-poly-90k_coco_instance"),
+    ):
+        ours = without_scopes(Config.fromfile(ROOT / f"configs/{name}.py").model.to_dict())
+        stock = without_scopes(get_config(f"mmdet::{stock_name}.py").model.to_dict())
+        assert ours["type"] == stock["type"]
+        assert ours["data_preprocessor"] == stock["data_preprocessor"]
+        for head in (ours["mask_head"], stock["mask_head"]):
+            for size in ("in_channels", "feat_channels", "num_stacked_convs"):
+                head["mask_feature_head"].pop(size)
+            head.pop("warmup_iters", None)
+            head["loss_mask"].pop("loss_weight", None)  # 1 in both
+        assert ours["mask_head"] == stock["mask_head"]
+        assert ours["bbox_head"]["num_params"] == stock["bbox_head"]["num_params"]
 
 
 def test_the_main_run_is_the_papers():

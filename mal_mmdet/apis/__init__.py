@@ -8,18 +8,23 @@ from .launch import (
     full_precision_without_gpu,
     load_config,
     load_weights,
+    read_config,
     set_launcher,
     use_boxes,
     use_detections,
 )
+from .retention import Row, measure_retention
 
 __all__ = [
+    "Row",
     "add_runner_arguments",
     "draw_attention_maps",
     "full_precision_without_gpu",
     "generate_labels",
     "load_config",
     "load_weights",
+    "measure_retention",
+    "read_config",
     "rebase",
     "run_ablation",
     "set_launcher",

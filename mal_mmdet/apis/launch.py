@@ -34,16 +34,20 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
 
 
+def read_config(config: str | Path) -> Config:
+    """Reads a config file, or, named ``package::path``, one that came with a package."""
+    return get_config(config) if "::" in str(config) else Config.fromfile(config)
+
+
 def load_config(args: argparse.Namespace, timeout: int | None = None) -> Config:
     """Reads a config and applies the arguments of :func:`add_runner_arguments`.
 
     Args:
-        args: The parsed arguments, with a ``config``; ``package::path`` names one that came with
-            an installed package, as in ``_base_``.
+        args: The parsed arguments, with a ``config``, see :func:`read_config`.
         timeout: See :func:`set_launcher`.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    cfg = get_config(args.config) if "::" in args.config else Config.fromfile(args.config)
+    cfg = read_config(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir:
@@ -63,7 +67,7 @@ def set_launcher(cfg: Config, launcher: str, timeout: int | None = None) -> None
     """
     cfg.launcher = launcher
     if timeout:
-        cfg.setdefault("env_cfg", {}).setdefault("dist_cfg", {}).update(timeout=timeout)
+        cfg.merge_from_dict({"env_cfg.dist_cfg.timeout": timeout})
     if launcher == "pytorch" and get_device() == "cpu":
         # MMEngine's own start asks for a GPU.
         if not torch.distributed.is_initialized():

@@ -2,6 +2,7 @@
 from .boundary_iou import boundary_iou
 from .category_groups import COCO_SEMI_STUFF, COCO_THINGS, resolve_groups
 from .clustering_score import ClusteringScoreMetric, clustering_score, mask_on_cells
+from .coco_ap import coco_ap
 from .mask_iou import MaskIoUMetric, evaluate_label_files, evaluate_masks, mean_ious
 from .quality_ranking import measure_quality, rank_quality
 
@@ -12,6 +13,7 @@ __all__ = [
     "MaskIoUMetric",
     "boundary_iou",
     "clustering_score",
+    "coco_ap",
     "evaluate_label_files",
     "evaluate_masks",
     "mask_on_cells",

@@ -102,6 +102,23 @@ def label_with_baseline(
     write_json(out_file, coco)
 
 
+def fill_boxes(ann_file: str | Path, out_file: str | Path) -> None:
+    """Writes a label file whose masks are the boxes, as polygons, without looking at images.
+
+    Args:
+        ann_file: COCO file with boxes. Its crowd annotations stay as they are.
+        out_file: COCO file to write.
+    """
+    coco = read_coco(ann_file)
+    for ann in coco["annotations"]:
+        if ann.get("iscrowd"):
+            continue
+        x, y, w, h = ann["bbox"]
+        ann["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        ann["area"] = w * h
+    write_json(out_file, coco)
+
+
 def _label_image(method: str, path: Path, bboxes: list[list[float]]) -> list[dict]:
     image = cv2.imread(str(path))
     if image is None:

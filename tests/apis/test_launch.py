@@ -24,6 +24,14 @@ def test_mixed_precision_needs_a_gpu(gpu, monkeypatch, capsys):
         assert "float32" in capsys.readouterr().out
 
 
+def test_ranks_wait_as_long_as_asked_whatever_the_config_says():
+    for before in (dict(), dict(env_cfg=dict(dist_cfg=dict(backend="gloo")))):
+        cfg = Config(before)
+        launch.set_launcher(cfg, "none", timeout=7)
+        assert cfg.env_cfg.dist_cfg.timeout == 7
+        assert cfg.env_cfg.dist_cfg.get("backend") == ("gloo" if before else None)
+
+
 def test_mask_ap_of_detections_needs_human_masks():
     cfg = Config.fromfile(ROOT / "configs/mal/mal_vit-base-mae_8xb4-10e_voc.py")
     with pytest.raises(ValueError, match=r"test_evaluator.ann_file .* test_evaluator=\[\]"):

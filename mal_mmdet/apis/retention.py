@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a detector keeps of its AP when it learns from MAL's masks instead of human ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+
+from mal_mmdet.evaluation import coco_ap
+from mal_mmdet.labeling import read_coco, without_nan, write_json, write_text
+from mal_mmdet.labeling.coco_file import replacing
+from mal_mmdet.labeling.shards import sha256
+
+from .ablation import run_once
+from .label_swap import use_labels
+from .launch import read_config, set_launcher
+
+# Prefix of the figures → how pairs are compared, and whose results CocoMetric writes them to.
+MEASURES = dict(mask=("segm", "segm"), boundary=("boundary", "segm"), box=("bbox", "bbox"))
+COLUMNS = {
+    "mask_ap": "mask AP",
+    "mask_ap50": "AP50",
+    "mask_ap75": "AP75",
+    "mask_ap_small": "S",
+    "mask_ap_medium": "M",
+    "mask_ap_large": "L",
+    "boundary_ap": "boundary AP",
+    "box_ap": "box AP",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison.
+
+    Attributes:
+        name: What the table calls it.
+        config: Config file of a detector, or ``package::path``.
+        labels: COCO file that it is trained on.
+    """
+
+    name: str
+    config: str
+    labels: str | Path
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r"\W+", "-", self.name).strip("-").lower()
+
+
+def measure_retention(
+    rows: Sequence[Row],
+    val_labels: str | Path,
+    work_dir: str | Path,
+    seeds: int = 3,
+    data_root: str | Path | None = None,
+    img_dir: str | Path | None = None,
+    val_img_dir: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    launcher: str = "none",
+) -> list[dict[str, Any]]:
+    """Trains every row with every seed and compares them with the first.
+
+    Writes ``retention.json``, ``retention.md`` and ``retention.png``, after each training anew.
+    What is done is not done again, an interrupted training goes on. The last checkpoint counts:
+    nothing is chosen with the validation masks, which are not looked at before the end.
+
+    Args:
+        rows: The first one's labels are the human ones.
+        val_labels: COCO file with human masks to measure AP with.
+        work_dir: Gets a folder for each row and seed, and the tables.
+        seeds: How many; row for row they are 0, 1, ...
+        data_root, img_dir, val_img_dir: See :func:`use_labels`.
+        options: Settings that override those of all configs.
+        launcher: See :func:`set_launcher`.
+
+    Returns:
+        For each row, see :func:`summarize`.
+
+    Raises:
+        ValueError: Rows have the same name or other images than the first, a config and its
+            labels do not go together, or the folder holds results of other ones. Nothing has
+            been trained then.
+    """
+    names = [row.folder for row in rows]
+    if len(set(names)) < len(names) or "" in names:
+        raise ValueError(f"rows must have different names, got {[row.name for row in rows]}")
+    _check_images(rows)
+    work_dir = Path(work_dir)
+    paths = dict(data_root=data_root, img_dir=img_dir, val_img_dir=val_img_dir)
+    cfgs = []
+    for row in rows:
+        cfg = read_config(row.config)
+        cfg.merge_from_dict(dict(options or {}))
+        use_labels(cfg, row.labels, val_labels=val_labels, **paths)
+        _test_at_the_end(cfg, row, val_labels)
+        cfgs.append(cfg)
+    runs: list[list[dict]] = [[] for _ in rows]
+    table: list[dict] = []
+    for seed in range(seeds):
+        for row, cfg, measured in zip(rows, cfgs, runs):
+            run = cfg.copy()
+            run.work_dir = str(work_dir / row.folder / f"seed{seed}")
+            run.test_evaluator.outfile_prefix = f"{run.work_dir}/predictions"
+            run.randomness = dict(run.get("randomness") or {}, seed=seed)
+            set_launcher(run, launcher)
+            minutes = run_once(run)["minutes"]
+            if is_main_process():
+                measured.append(dict(**measure(val_labels, run.work_dir), minutes=minutes))
+                table = [summarize(row, measured, runs[0]) for row, measured in zip(rows, runs)]
+                _write(work_dir, table)
+    return table
+
+
+def measure(val_labels: str | Path, folder: str | Path) -> dict[str, float]:
+    """AP of the predictions in a folder, by :func:`coco_ap`: of masks, boundaries and boxes.
+
+    Returns:
+        ``mask_ap``, ``mask_ap50``, ..., ``boundary_ap``, ..., ``box_ap``, ...; those that the
+        detector does not predict are not there.
+    """
+    figures = {}
+    for measure, (iou_type, kind) in MEASURES.items():
+        results = Path(folder) / f"predictions.{kind}.json"
+        if results.exists():
+            found = coco_ap(val_labels, results, iou_type)
+            figures |= {f"{measure}_{key}": value for key, value in found.items()}
+    return figures
+
+
+def summarize(
+    row: Row, runs: Sequence[Mapping[str, float]], reference: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    """A row's figures over its seeds.
+
+    Args:
+        row: What was trained.
+        runs: Figures of each seed, see :func:`measure`; possibly fewer than ``reference``.
+        reference: Those of the row with human labels, in the same order of seeds.
+
+    Returns:
+        ``name``, ``config``, ``labels``, ``runs``; ``mean`` and ``std`` (of the sample; without
+        what only one seed has) of every figure; and the mean and std of ``retention``, mask AP
+        as a share of the reference's with the same seed.
+    """
+    values = {key: np.array([run[key] for run in runs]) for key in (runs[0] if runs else {})}
+    if "mask_ap" in values and all(run.get("mask_ap") for run in reference):
+        human = np.array([run["mask_ap"] for run in reference[: len(runs)]])
+        values["retention"] = values["mask_ap"] / human
+    return dict(
+        name=row.name,
+        config=str(row.config),
+        labels=str(row.labels),
+        runs=list(runs),
+        mean={key: float(v.mean()) for key, v in values.items()},
+        std={key: float(v.std(ddof=1)) for key, v in values.items() if len(v) > 1},
+    )
+
+
+def retention_table(table: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as Markdown: AP in percent, mean ± standard deviation over the seeds."""
+    header = ["", *COLUMNS.values(), "retention"]
+    lines = [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
+    for row in table:
+        cells = [_cell(row, key, 100, 1) for key in COLUMNS] + [_cell(row, "retention", 1, 3)]
+        lines.append(f"| {' | '.join([row['name'], *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_retention(table: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draws mask, boundary and box AP of the rows as bars, with the spread over the seeds."""
+    figure = Figure(figsize=(2 + 1.4 * len(table), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(len(table))
+    for i, key in enumerate(("mask_ap", "boundary_ap", "box_ap")):
+        heights = [100 * row["mean"].get(key, np.nan) for row in table]
+        errors = [100 * row["std"].get(key, 0) for row in table]
+        axes.bar(places + 0.27 * (i - 1), heights, 0.25, yerr=errors, capsize=2, label=COLUMNS[key])
+    names = [row["name"].replace(" ", "\n") for row in table]
+    shares = [row["mean"].get("retention") for row in table]
+    names = [n if s is None else f"{n}\n({s:.1%})" for n, s in zip(names, shares)]
+    axes.set_xticks(places, names)
+    axes.set_ylabel("AP (%)")
+    axes.set_title("AP of detectors, and the share of mask AP that each label file retains")
+    axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+
+
+def _cell(row: Mapping[str, Any], key: str, factor: float, digits: int) -> str:
+    mean, std = row["mean"].get(key, np.nan), row["std"].get(key)
+    if np.isnan(mean):
+        return ""
+    cell = f"{factor * mean:.{digits}f}"
+    return cell if std is None else f"{cell} ± {factor * std:.{digits}f}"
+
+
+def _write(work_dir: Path, table: list[dict]) -> None:
+    write_json(work_dir / "retention.json", without_nan(table), indent=1)
+    write_text(work_dir / "retention.md", retention_table(table))
+    draw_retention(table, work_dir / "retention.png")
+
+
+def _check_images(rows: Sequence[Row]) -> None:
+    """A row with other images would be compared by its data, not by its masks."""
+    expected = None
+    for row in rows:
+        images = {image["id"]: image.get("file_name") for image in read_coco(row.labels)["images"]}
+        expected = images if expected is None else expected
+        if images != expected:
+            raise ValueError(
+                f"{row.labels} has other images than {rows[0].labels} ({len(images)}, expected "
+                f"{len(expected)} with the same ids and file names): rows can be compared only if "
+                "they see the same images"
+            )
+
+
+def _test_at_the_end(cfg: Config, row: Row, val_labels: str | Path) -> None:
+    if cfg.get("test_dataloader") is None or cfg.get("test_cfg") is None:
+        raise ValueError(f"{row.config} has no test_dataloader or no test_cfg: nothing to measure")
+    if cfg.test_evaluator.type != "CocoMetric":
+        raise ValueError(
+            f"{row.config} is tested by {cfg.test_evaluator.type}, whose AP is not COCO's"
+        )
+    for key in ("val_dataloader", "val_evaluator", "val_cfg"):
+        cfg[key] = None
+    # Part of the settings that a finished run is recognised by: files change under their names.
+    cfg.label_files = {}
+    for path in (row.labels, val_labels):
+        with open(path, "rb") as file:
+            cfg.label_files[str(path)] = sha256(file)

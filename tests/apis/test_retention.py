@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from mal_mmdet.apis import Row, measure_retention, retention
+from mal_mmdet.apis.retention import draw_retention, retention_table, summarize
+from mal_mmdet.labeling import read_coco, write_json
+from mal_mmdet.labeling.baselines import fill_boxes
+from tests.conftest import ROOT
+
+MASK_RCNN = str(ROOT / "configs/mask_rcnn/mask-rcnn_demo-mal.py")
+FASTER_RCNN = str(ROOT / "configs/faster_rcnn/faster-rcnn_demo.py")
+OPTIONS = {
+    "train_cfg.max_epochs": 1,
+    "train_dataloader.dataset.pipeline.2.scale": (64, 64),
+    "test_dataloader.dataset.pipeline.1.scale": (64, 64),
+    "model.test_cfg.rcnn.score_thr": 0.0,
+    "log_level": "WARNING",
+}
+
+
+def test_figures_over_seeds_by_hand():
+    human = [dict(mask_ap=0.40, box_ap=0.5), dict(mask_ap=0.50, box_ap=0.6)]
+    mal = [dict(mask_ap=0.38, box_ap=0.5), dict(mask_ap=0.49, box_ap=0.7)]
+    row = summarize(Row("MAL", "a.py", "mal.json"), mal, human)
+    assert row["mean"] == pytest.approx(dict(mask_ap=0.435, box_ap=0.6, retention=0.965))
+    half = 0.5**0.5  # the sample's deviation of two values is their distance times this
+    assert row["std"] == pytest.approx(
+        dict(mask_ap=0.11 * half, box_ap=0.2 * half, retention=0.03 * half)
+    )
+    assert row["runs"] == mal
+
+
+def test_fewer_seeds_boxes_alone_and_an_ap_of_zero():
+    human = [dict(mask_ap=0.4), dict(mask_ap=0.5)]
+    first = summarize(Row("MAL", "a.py", "mal.json"), [dict(mask_ap=0.2)], human)
+    assert first["mean"]["retention"] == pytest.approx(0.5) and first["std"] == {}
+    boxes = summarize(Row("boxes", "a.py", "b.json"), [dict(box_ap=0.2)], human)
+    assert boxes["mean"] == dict(box_ap=0.2)
+    zero = summarize(Row("MAL", "a.py", "mal.json"), [dict(mask_ap=0.2)], [dict(mask_ap=0.0)])
+    assert "retention" not in zero["mean"]
+    assert summarize(Row("MAL", "a.py", "mal.json"), [], human)["mean"] == {}
+
+
+def test_the_table_and_the_chart(tmp_path):
+    runs = [dict(mask_ap=0.40, mask_ap_small=np.nan, box_ap=0.5), dict(mask_ap=0.5, box_ap=0.5)]
+    runs[1]["mask_ap_small"] = np.nan
+    table = [
+        summarize(Row("human masks", "a.py", "h.json"), runs, runs),
+        summarize(Row("boxes alone", "b.py", "b.json"), [dict(box_ap=0.25)], runs),
+    ]
+    lines = retention_table(table).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2] == "| human masks | 45.0 ± 7.1 |  |  |  |  |  |  | 50.0 ± 0.0 | 1.000 ± 0.000 |"
+    assert lines[3] == "| boxes alone |  |  |  |  |  |  |  | 25.0 |  |"
+    draw_retention(table, tmp_path / "chart.png")
+    chart = cv2.imread(str(tmp_path / "chart.png"))
+    assert chart.shape[0] > 200 and len(np.unique(chart.reshape(-1, 3), axis=0)) > 3
+    assert [path.name for path in tmp_path.iterdir()] == ["chart.png"]
+
+
+@pytest.fixture
+def files(demo, tmp_path):
+    """Human masks, filled boxes in place of MAL's masks, boxes alone, and the folders."""
+    fill_boxes(demo / "boxes_train.json", tmp_path / "mal.json")
+    rows = [
+        Row("human masks", MASK_RCNN, demo / "instances_train.json"),
+        Row("MAL", MASK_RCNN, tmp_path / "mal.json"),
+        Row("Faster R-CNN", FASTER_RCNN, demo / "boxes_train.json"),
+    ]
+    options = dict(img_dir=demo / "train", val_img_dir=demo / "val", options=OPTIONS)
+    return rows, demo / "instances_val.json", tmp_path / "out", options
+
+
+def test_rows_are_trained_measured_and_not_trained_again(files, monkeypatch):
+    rows, val, out, options = files
+    table = measure_retention(rows, val, out, seeds=1, **options)
+    assert [row["name"] for row in table] == ["human masks", "MAL", "Faster R-CNN"]
+    human = table[0]["mean"]
+    assert human["mask_ap"] == 0 or human["retention"] == 1
+    assert all(0 <= row["mean"]["mask_ap50"] <= 1 for row in table[:2])
+    assert table[2]["mean"].keys() >= {"box_ap", "minutes"}
+    assert not any(key.startswith(("mask", "boundary")) for key in table[2]["mean"])
+    assert json.loads((out / "retention.json").read_text())[1]["labels"].endswith("mal.json")
+    assert (out / "retention.md").read_text() == retention_table(table)
+    assert (out / "retention.png").stat().st_size > 1000
+    seen = json.loads((out / "mal/seed0/config.json").read_text())
+    assert seen["train_dataloader"]["dataset"]["ann_file"] == str(rows[1].labels)
+    assert seen["randomness"]["seed"] == 0 and seen["val_dataloader"] is None
+
+    monkeypatch.setattr(retention, "run_once", _only_done(retention.run_once))
+    again = measure_retention(rows, val, out, seeds=1, **options)
+    assert repr(again) == repr(table)
+
+    # Other labels under the same name.
+    labels = read_coco(rows[1].labels)
+    labels["annotations"][0]["segmentation"] = [[0, 0, 9, 0, 9, 9]]
+    write_json(rows[1].labels, labels)
+    with pytest.raises(ValueError, match="seed0 holds a run of another config"):
+        measure_retention(rows, val, out, seeds=1, **options)
+
+
+def _only_done(run_once):
+    def run(cfg):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mmengine.runner.Runner.from_cfg", lambda cfg: pytest.fail("ran again"))
+            return run_once(cfg)
+
+    return run
+
+
+def test_unequal_comparisons_are_refused_before_any_training(files, monkeypatch):
+    rows, val, out, options = files
+    monkeypatch.setattr(retention, "run_once", lambda cfg: pytest.fail("trained"))
+    twins = [rows[0], Row("Human masks!", MASK_RCNN, rows[1].labels)]
+    with pytest.raises(ValueError, match="rows must have different names"):
+        measure_retention(twins, val, out, **options)
+    labels = read_coco(rows[1].labels)
+    labels["images"].pop()
+    images = {image["id"] for image in labels["images"]}
+    labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] in images]
+    write_json(rows[1].labels, labels)
+    with pytest.raises(ValueError, match=r"mal.json has other images than .*\(7, expected 8"):
+        measure_retention(rows[:2], val, out, **options)
+    with pytest.raises(ValueError, match=r"no annotation of .* has a mask"):
+        unlabeled = Row("MAL", MASK_RCNN, val.parent / "boxes_train.json")
+        measure_retention([rows[0], unlabeled], val, out, **options)
+    metric = dict(type="CocoOccludedSeparatedMetric", ann_file="x", metric=["segm"])
+    with pytest.raises(ValueError, match="tested by CocoOccludedSeparatedMetric"):
+        replaced = OPTIONS | {"test_evaluator": metric}
+        measure_retention(rows[:1], val, out, **options | dict(options=replaced))
+    assert not out.exists()
