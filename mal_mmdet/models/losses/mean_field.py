@@ -8,6 +8,10 @@ The method states one step for both labels c: ``a_c = t_c · exp(Σ_j K_ij log x
 ``λ_i ← Σ_j K_ij λ_j + log t_i``, a single-channel stencil; clamping x to [0.1, 0.9] is clamping
 λ to ±log 9. The 1e-6 that the original adds to the denominator, which only moves exact
 near-ties to the background, is left out.
+
+Maps are laid out as one vector: each row of a crop is followed by k // 2 zeros and each crop by as
+many rows of zeros, so that a neighbour is a fixed number of places away, and a step is a few
+multiplications of whole contiguous vectors, for all crops at once.
 """
 
 from __future__ import annotations
@@ -19,51 +23,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MAX_LOG_ODDS = math.log(9.0)  # x is clamped to [0.1, 0.9] after every step
-
-
-def neighbours(maps: Tensor, kernel_size: int) -> list[Tensor]:
-    """The k² views of zero-padded maps: view j holds at pixel i the neighbour at offset j.
-
-    Args:
-        maps: Shape (..., h, w).
-        kernel_size: Odd side of the neighbourhood.
-
-    Returns:
-        k² views of shape (..., h, w), row by row; the middle one equals ``maps``.
-    """
-    height, width = maps.shape[-2:]
-    padded = F.pad(maps, [kernel_size // 2] * 4)
-    return [
-        padded[..., dy : dy + height, dx : dx + width]
-        for dy in range(kernel_size)
-        for dx in range(kernel_size)
-    ]
+STEPS_BETWEEN_CHECKS = 10  # for a fixed point: the check waits for the device
 
 
 def pairwise_weights(
     images: Tensor, zeta: float = 0.1, omega: float = 1.0, kernel_size: int = 3
-) -> Tensor:
-    """Colour affinities ``K_ij = ω · exp(−|I_i − I_j|² / 2ζ²)``; a pixel's own weight is 1.
+) -> dict[tuple[int, int], Tensor]:
+    """Colour affinities ``K_ij = ω · exp(−|I_i − I_j|² / 2ζ²)`` of a pixel and its neighbours.
 
     Args:
         images: Normalised images, float, shape (B, C, h, w).
         zeta: Colour bandwidth ζ, in units of the normalised image.
-        omega: Strength ω of the off-centre weights.
+        omega: Strength ω of the weights.
         kernel_size: Odd side of the neighbourhood.
 
     Returns:
-        Shape (k², B, h, w). Weights towards neighbours outside the crop are meaningless and
-        must meet a zero there, as they do in :func:`mean_field`.
+        Offset (dy, dx) to the neighbour → weights of shape (B, h, w); 0 where the neighbour is
+        outside the crop. Of each offset and its opposite only the one that points ahead in
+        reading order is there, since K is symmetric, and a pixel's own weight, 1, is left out.
     """
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size is {kernel_size}, but must be odd")
-    weights = torch.stack(
-        [
-            torch.exp((images - other).square().sum(1) / (-2 * zeta**2)) * omega
-            for other in neighbours(images, kernel_size)
-        ]
-    )
-    weights[kernel_size**2 // 2] = 1
+    height, width = images.shape[-2:]
+    radius = kernel_size // 2
+    weights = {}
+    for dy in range(radius + 1):
+        for dx in range(-radius, radius + 1):
+            if (dy, dx) <= (0, 0):
+                continue
+            pixels = images[..., : max(height - dy, 0), max(-dx, 0) : max(width - max(dx, 0), 0)]
+            others = images[..., dy:, max(dx, 0) : max(width + min(dx, 0), 0)]
+            weight = torch.exp((pixels - others).square().sum(1) / (-2 * zeta**2)) * omega
+            sides = [max(-dx, 0), max(dx, 0), 0, dy]
+            weights[dy, dx] = F.pad(weight, sides)[..., :height, :width]
     return weights
 
 
@@ -89,16 +81,53 @@ def mean_field(
     Returns:
         Bool masks l of shape (B, h, w).
     """
-    weights = pairwise_weights(images, zeta, omega, kernel_size)
-    log_box = box_masks.log()  # −inf outside the box: clamped to the background below
-    log_odds = (probs * box_masks).clamp(0.1, 0.9).logit()
+    masks = torch.zeros_like(probs, dtype=torch.bool)
+    # Outside the box x is 0.1 at every step, so the box and a frame around it are enough.
+    window = (slice(None), *box_window(box_masks, kernel_size // 2))
+    if probs[window].numel():
+        images = images[(slice(None), *window)]
+        weights = pairwise_weights(images, zeta, omega, kernel_size)
+        masks[window] = _iterate(probs[window], box_masks[window], weights, num_steps)
+    return masks
+
+
+def box_window(box_masks: Tensor, margin: int) -> tuple[slice, slice]:
+    """The rows and columns of a batch that hold all that is not 0, and a margin in the crop."""
+    inside = (box_masks > 0).any(0)
+    spans = []
+    for line in (inside.any(1), inside.any(0)):
+        places = line.nonzero()[:, 0].tolist()
+        spans.append(
+            slice(max(places[0] - margin, 0), places[-1] + 1 + margin) if places else slice(0, 0)
+        )
+    return spans[0], spans[1]
+
+
+def _iterate(
+    probs: Tensor, box_masks: Tensor, weights: dict[tuple[int, int], Tensor], num_steps: int
+) -> Tensor:
+    (batch, height, width), radius = probs.shape, max((dy for dy, _ in weights), default=0)
+    row = width + radius
+    size, margin = batch * (height + radius) * row, radius * (row + 1)
+
+    def lay_out(maps: Tensor) -> Tensor:
+        return F.pad(F.pad(maps, [0, radius, 0, radius]).flatten(), [margin, margin])
+
+    def at(vector: Tensor, offset: int = 0) -> Tensor:
+        return vector[margin + offset : margin + offset + size]
+
+    log_odds = lay_out((probs * box_masks).clamp(0.1, 0.9).logit())
+    log_box = at(lay_out(box_masks.log()))  # −inf outside the box: clamped to the background below
+    pairs = [(dy * row + dx, lay_out(weight)) for (dy, dx), weight in weights.items()]
+    other = torch.zeros_like(log_odds)
     for step in range(num_steps):
-        update = log_box.clone()
-        for weight, other in zip(weights, neighbours(log_odds, kernel_size)):
-            update.addcmul_(weight, other)
+        update = torch.add(at(log_odds), log_box, out=at(other))
+        for offset, weight in pairs:
+            update.addcmul_(at(weight), at(log_odds, offset))
+            update.addcmul_(at(weight, -offset), at(log_odds, -offset))
         update.clamp_(-MAX_LOG_ODDS, MAX_LOG_ODDS)
-        # The test waits for the device, so it is not made at every step.
-        if step % 10 == 9 and torch.equal(update, log_odds):
+        log_odds, other = other, log_odds
+        if (step + 1) % STEPS_BETWEEN_CHECKS == 0 and torch.equal(log_odds, other):
             break
-        log_odds = update
-    return log_odds > 0
+    found = at(log_odds).view(batch, height + radius, row)
+    return found[:, :height, :width] > 0

@@ -82,11 +82,16 @@ def test_pairwise_weights_against_the_dense_matrix():
     _, _, images = example()
     matrix = naive_weights(images, 0.3, 2.0, 3)
     weights = pairwise_weights(images, 0.3, 2.0, 3)
-    assert weights.shape == (9, 2, 9, 11)
-    for j, (dy, dx) in enumerate((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)):
-        for y, x in ((1, 1), (4, 5), (7, 9), (3, 4)):
-            expected = matrix[:, y * 11 + x, (y + dy) * 11 + x + dx]
-            torch.testing.assert_close(weights[j, :, y, x], expected)
+    assert list(weights) == [(0, 1), (1, -1), (1, 0), (1, 1)]
+    for (dy, dx), weight in weights.items():
+        assert weight.shape == (2, 9, 11)
+        for y in range(9):
+            for x in range(11):
+                inside = y + dy < 9 and 0 <= x + dx < 11
+                expected = torch.zeros(2, dtype=weight.dtype)
+                if inside:
+                    expected = matrix[:, y * 11 + x, (y + dy) * 11 + x + dx]
+                torch.testing.assert_close(weight[:, y, x], expected)
 
 
 def test_fills_a_uniform_region_and_stops_at_its_edge():
@@ -100,6 +105,31 @@ def test_fills_a_uniform_region_and_stops_at_its_edge():
     probs[0, 8, 9] = 0.8
     masks = mean_field(probs, box, images)
     assert masks[..., :6].all() and not masks[..., 6:].any()
+
+
+@pytest.mark.parametrize("place", ["corner", "line", "pixel", "whole", "nothing"])
+@pytest.mark.parametrize("k", [3, 5])
+def test_boxes_at_the_border_and_of_any_size(place, k):
+    probs, box, images = example()
+    box.zero_()
+    if place == "corner":  # two boxes in opposite corners
+        box[0, :4, :5] = box[1, 5:, 4:] = 1
+    elif place == "line":
+        box[:, 4, :] = 1
+    elif place == "pixel":
+        box[0, 8, 10] = 1
+    elif place == "whole":
+        box.fill_(1)
+    expected = naive_mean_field(probs, box, images, 0.5, 1.0, k, 12, eps=0)
+    assert torch.equal(mean_field(probs, box, images, 0.5, 1.0, k, 12), expected)
+    assert expected.any() or place in ("nothing", "pixel", "line")
+
+
+def test_images_smaller_than_the_neighbourhood():
+    probs, box, images = (x[..., :2, :1] for x in example())
+    box = torch.ones_like(box)
+    expected = naive_mean_field(probs, box, images, 0.5, 1.0, 5, 6, eps=0)
+    assert torch.equal(mean_field(probs, box, images, 0.5, 1.0, 5, 6), expected)
 
 
 def test_nothing_outside_the_box():
