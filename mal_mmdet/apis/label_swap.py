@@ -14,6 +14,7 @@ from mmdet.visualization import get_palette
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import exists
 
+from mal_mmdet.datasets import MaskQualityDataset
 from mal_mmdet.labeling import has_mask, read_boxes
 from mal_mmdet.labeling.coco_file import image_problem
 
@@ -187,7 +188,7 @@ def _check_images(
     dataset: ConfigDict, labels: str | Path, coco: dict[str, Any], option: str
 ) -> None:
     kind = _class_of(dataset)
-    if (
+    if not issubclass(kind, MaskQualityDataset) and (
         kind.load_data_list is not CocoDataset.load_data_list
         or kind.parse_data_info is not CocoDataset.parse_data_info
     ):

@@ -3,9 +3,17 @@ from .box_crop_dataset import BoxCropDataset
 from .boxes_to_coco import boxes_to_coco, build_training_boxes
 from .coco_box_dataset import CocoBoxDataset
 from .label_batch_sampler import LabelBatchSampler
+from .mask_quality_dataset import MaskQualityDataset
 from .openimages_box_dataset import OpenImagesBoxDataset
 from .seeded_sampler import SeededSampler
-from .transforms import CropBBox, ExpandBBox, PackBoxCrop, RandomExpandBBox
+from .transforms import (
+    CropBBox,
+    ExpandBBox,
+    LoadMaskQuality,
+    PackBoxCrop,
+    RandomExpandBBox,
+    UnpackMaskQuality,
+)
 
 __all__ = [
     "BoxCropDataset",
@@ -13,10 +21,13 @@ __all__ = [
     "CropBBox",
     "ExpandBBox",
     "LabelBatchSampler",
+    "LoadMaskQuality",
+    "MaskQualityDataset",
     "OpenImagesBoxDataset",
     "PackBoxCrop",
     "RandomExpandBBox",
     "SeededSampler",
+    "UnpackMaskQuality",
     "boxes_to_coco",
     "build_training_boxes",
 ]

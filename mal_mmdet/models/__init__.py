@@ -11,6 +11,7 @@ from .losses import CRFLoss, MILLoss
 from .mask_auto_labeler import MaskAutoLabeler
 from .mask_network import MaskNetwork
 from .pretrained_encoder import PretrainedEncoder, load_encoder
+from .quality_mask_head import QualityMaskHead
 
 __all__ = [
     "AttentionDecoder",
@@ -23,6 +24,7 @@ __all__ = [
     "MaskAutoLabeler",
     "MaskNetwork",
     "PretrainedEncoder",
+    "QualityMaskHead",
     "QueryDecoder",
     "load_encoder",
 ]

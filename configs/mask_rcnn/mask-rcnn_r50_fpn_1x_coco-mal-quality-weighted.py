@@ -1,0 +1,11 @@
+# MAL's labels, each mask's loss weighted by its `mask_quality`. Boxes are learned as ever.
+_base_ = 'mask-rcnn_r50_fpn_1x_coco-mal.py'
+custom_imports = dict(imports=['mal_mmdet'], allow_failed_imports=False)
+
+model = dict(roi_head=dict(mask_head=dict(type='QualityMaskHead')))
+
+train_pipeline = _base_.train_pipeline
+train_pipeline.insert(2, dict(type='LoadMaskQuality'))  # behind LoadAnnotations
+train_pipeline.append(dict(type='UnpackMaskQuality'))
+train_dataloader = dict(
+    dataset=dict(type='MaskQualityDataset', pipeline=train_pipeline))
