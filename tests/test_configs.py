@@ -4,16 +4,18 @@
 from pathlib import Path
 
 import mmpretrain
+import numpy as np
 import pytest
 import torch
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.hub import get_config
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
 from mal_mmdet.datasets import boxes_to_coco, build_training_boxes
-from mal_mmdet.labeling import write_json
+from mal_mmdet.labeling import read_coco, write_json
 from tests.conftest import ROOT
 from tests.tiny_sets import CONVERTED, TINY_SETS, config_path, set_data_root
 
@@ -206,3 +208,53 @@ def without_scopes(node):
     if isinstance(node, (list, tuple)):
         return [without_scopes(v) for v in node]
     return node
+
+
+@pytest.mark.parametrize("name", ["demo", "r50_fpn_1x_coco"])
+@pytest.mark.parametrize("use", ["quality-weighted", "min-quality"])
+def test_use_of_quality_adds_no_weights_and_keeps_the_rest(name, use):
+    folder = ROOT / "configs/mask_rcnn"
+    plain = Config.fromfile(folder / f"mask-rcnn_{name}-mal.py").to_dict()
+    ours = Config.fromfile(folder / f"mask-rcnn_{name}-mal-{use}.py").to_dict()
+    assert ours.pop("custom_imports")["imports"] == ["mal_mmdet"]
+    head = ours["model"]["roi_head"]["mask_head"]
+    assert head["type"] == "QualityMaskHead"
+    assert (use == "min-quality") == (0 < head.pop("min_quality", 0) < 1)
+    assert head.pop("weighted", True) == (use == "quality-weighted")
+    head["type"] = "FCNMaskHead"
+    dataset = ours["train_dataloader"]["dataset"]
+    assert dataset["type"] == "MaskQualityDataset"
+    dataset["type"] = "CocoDataset"
+    for pipeline in (dataset["pipeline"], ours["train_pipeline"]):
+        steps = [step["type"] for step in pipeline]
+        assert steps.index("LoadMaskQuality") == steps.index("LoadAnnotations") + 1
+        assert steps[-2:] == ["PackDetInputs", "UnpackMaskQuality"]
+        pipeline[:] = [step for step in pipeline if "MaskQuality" not in step["type"]]
+    assert without_scopes(ours) == without_scopes(plain)
+
+
+@pytest.mark.parametrize(
+    "use, quality, learned",
+    [("quality-weighted", 0.5, True), ("min-quality", 0.8, True), ("min-quality", 0.5, False)],
+)
+def test_detectors_train_with_the_quality_of_masks(use, quality, learned, demo, tmp_path):
+    labels = read_coco(demo / "instances_train.json")
+    for ann in labels["annotations"]:
+        ann["mask_quality"] = quality
+    write_json(tmp_path / "labels.json", labels)
+    cfg = Config.fromfile(ROOT / f"configs/mask_rcnn/mask-rcnn_demo-mal-{use}.py")
+    cfg.train_dataloader.dataset.data_root = str(demo)
+    cfg.train_dataloader.dataset.ann_file = str(tmp_path / "labels.json")
+    cfg.val_dataloader = cfg.val_evaluator = cfg.val_cfg = None
+    cfg.test_dataloader = cfg.test_evaluator = cfg.test_cfg = None
+    cfg.update(work_dir=str(tmp_path), log_level="WARNING", randomness=dict(seed=0))
+    cfg.train_cfg.max_epochs = 1
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    losses = {
+        name: runner.message_hub.get_scalar(f"train/{name}").data[0]
+        for name in ("loss_mask", "loss_bbox")
+    }
+    assert all(np.isfinite(values).all() for values in losses.values())
+    assert len(losses["loss_mask"]) == 2 and (losses["loss_bbox"] > 0).all()
+    assert ((losses["loss_mask"] > 0) == learned).all()

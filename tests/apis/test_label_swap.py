@@ -307,6 +307,26 @@ def test_configs_of_phase_1(demo):
         swapped(demo, Config(dict(model=dict())))
 
 
+def test_configs_that_train_with_the_quality_of_masks(demo, edited):
+    path = ROOT / "configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco-mal-min-quality.py"
+
+    def rated(coco):
+        coco["annotations"][-1]["mask_quality"] = 0.4
+
+    cfg = swapped(demo, Config.fromfile(path), edited(rated))
+    assert cfg.model.roi_head.mask_head.num_classes == 7
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    instances = [i for n in range(len(dataset)) for i in dataset.get_data_info(n)["instances"]]
+    assert [i["mask_quality"] for i in instances if "mask_quality" in i] == [0.4]
+    with pytest.raises(ValueError, match=r"looked for .*/nowhere/00001.jpg.*--img-dir"):
+        swapped(demo, Config.fromfile(path), edited(rated), img_dir=demo / "nowhere")
+    cfg = swapped(demo, Config.fromfile(path))
+    with pytest.raises(
+        ValueError, match=r"instances_train.json has mask_quality.*write the labels"
+    ):
+        DATASETS.build(cfg.train_dataloader.dataset)
+
+
 def test_weights_of_single_classes_cannot_be_guessed():
     def head(*weights):
         loss = dict(type="CrossEntropyLoss", class_weight=list(weights))
