@@ -558,6 +558,14 @@ def test_benchmark_labeling(trained, tmp_path):
         assert row in done.stdout
 
 
+def test_benchmark_mean_field(tmp_path):
+    options = ["--crops", 1, "--sizes", 32, "--zetas", 0.3, "--runs", 1]
+    run("tools/analysis_tools/benchmark_mean_field.py", *options, "--out", tmp_path / "out.json")
+    [row] = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["plain_ms"] > 0 and row["mean_field_ms"] > 0
+    assert row["equal"] > 0.99 and row["equal_float64"] > 0.99
+
+
 def test_benchmark_label_memory():
     done = run("tools/analysis_tools/benchmark_label_memory.py", "--boxes", 20, 40)
     assert done.stdout.count("bytes for each further box") == 3
