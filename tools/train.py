@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 
 from mal_mmdet.apis import (
     add_runner_arguments,
+    check_labels,
     full_precision_without_gpu,
     load_config,
     use_labels,
@@ -61,6 +62,8 @@ def main() -> None:
             img_dir=args.img_dir,
             val_img_dir=args.val_img_dir,
         )
+    else:
+        check_labels(cfg)
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")

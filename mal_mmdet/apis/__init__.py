@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from .ablation import rebase, run_ablation
 from .attention import draw_attention_maps
-from .label_swap import use_labels
+from .label_swap import check_labels, use_labels
 from .labeling import generate_labels
 from .launch import (
     add_runner_arguments,
@@ -18,6 +18,7 @@ from .retention import Row, measure_retention
 __all__ = [
     "Row",
     "add_runner_arguments",
+    "check_labels",
     "draw_attention_maps",
     "full_precision_without_gpu",
     "generate_labels",

@@ -57,7 +57,7 @@ def use_labels(
         raise ValueError("the config has no model or no train_dataloader: it trains no detector")
     dataset = innermost_dataset(cfg.train_dataloader.dataset)
     _swap(dataset, train_labels, classes, data_root, img_dir)
-    _check_images(dataset, train_labels, coco, "--img-dir")
+    _check_images(dataset, train_labels, coco, _folder_advice(dataset, "--img-dir"))
     _check_semantic_maps(cfg, dataset)
     _check_masks(cfg, train_labels, coco)
     set_num_classes(cfg.model, len(classes))
@@ -65,6 +65,43 @@ def use_labels(
         _validate_on(cfg, val_labels, classes, data_root, val_img_dir)
     else:
         _keep_validation(cfg, train_labels, classes, data_root)
+
+
+def check_labels(cfg: Config) -> None:
+    """Refuses a detector's config that does not fit the label file it names, before it trains.
+
+    MMDetection itself would drop what does not fit without a word. Only data sets that read COCO
+    files of instances are looked at; those of phase 1 check their own.
+
+    Raises:
+        FileNotFoundError: No such label file.
+        ValueError: Its categories, images or masks are not those that the config needs; says what
+            to do.
+    """
+    for _, dataset in _parts(cfg.get("train_dataloader")):
+        if "ann_file" not in dataset or "type" not in dataset:
+            continue
+        kind = _class_of(dataset)
+        if (
+            kind is None
+            or not issubclass(kind, CocoDataset)
+            or issubclass(kind, CocoPanopticDataset)
+        ):
+            continue
+        labels = osp.join(dataset.get("data_root") or "", dataset.ann_file)
+        coco = _read(labels)
+        found = {category["name"] for category in coco["categories"]}
+        missing = [name for name in _classes(dataset) if name not in found]
+        instead = f"train with --train-labels {labels}"
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of the config's {len(_classes(dataset))} classes are no "
+                f"categories of {labels}, {missing[0]!r} for one; its first category is "
+                f"{coco['categories'][0]['name']!r}. To learn the file's categories, {instead}"
+            )
+        advice = f"Set data_root and data_prefix.img in the config, or {instead} --img-dir FOLDER"
+        _check_images(dataset, labels, coco, advice)
+        _check_masks(cfg, labels, coco)
 
 
 def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
@@ -185,7 +222,7 @@ def _swap(
 
 
 def _check_images(
-    dataset: ConfigDict, labels: str | Path, coco: dict[str, Any], option: str
+    dataset: ConfigDict, labels: str | Path, coco: dict[str, Any], advice: str
 ) -> None:
     kind = _class_of(dataset)
     if not issubclass(kind, MaskQualityDataset) and (
@@ -203,12 +240,17 @@ def _check_images(
             raise ValueError(f"{labels} cannot be trained on: {problem}")
     paths = [osp.join(folder, image["file_name"]) for image in images]
     if not any(exists(path, backend_args=dataset.get("backend_args")) for path in paths):
-        prefix = (dataset.get("data_prefix") or {}).get("img", "")
         raise ValueError(
             f"none of the first {len(paths)} images of {labels} was found; looked for {paths[0]}. "
-            f"Give their folder with {option}, or with --data-root the one that has them in "
-            f"{prefix!r}"
+            f"{advice}"
         )
+
+
+def _folder_advice(dataset: ConfigDict, option: str) -> str:
+    prefix = (dataset.get("data_prefix") or {}).get("img", "")
+    return (
+        f"Give their folder with {option}, or with --data-root the one that has them in {prefix!r}"
+    )
 
 
 def _check_semantic_maps(cfg: Config, dataset: ConfigDict) -> None:
@@ -284,7 +326,7 @@ def _validate_on(
         dataset = innermost_dataset(loader.dataset)
         before = dataset.type
         _swap(dataset, labels, classes, data_root, img_dir)
-        _check_images(dataset, labels, coco, "--val-img-dir")
+        _check_images(dataset, labels, coco, _folder_advice(dataset, "--val-img-dir"))
         evaluators = cfg.get(f"{stage}_evaluator")
         cfg[f"{stage}_evaluator"] = _evaluator(evaluators, labels, dataset.type == before)
 

@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.hub import get_config
 
-from mal_mmdet.apis import use_labels
+from mal_mmdet.apis import check_labels, use_labels
 from mal_mmdet.apis.label_swap import innermost_dataset, set_num_classes
 from mal_mmdet.labeling import mask_to_polygons, read_coco, segmentation_to_mask, write_json
 from tests.conftest import ROOT
@@ -325,6 +325,59 @@ def test_configs_that_train_with_the_quality_of_masks(demo, edited):
         ValueError, match=r"instances_train.json has mask_quality.*write the labels"
     ):
         DATASETS.build(cfg.train_dataloader.dataset)
+
+
+def with_labels(demo, config, labels):
+    """A config that names its label file and classes itself, as those in configs/ do."""
+    cfg = stock(config)
+    dataset = innermost_dataset(cfg.train_dataloader.dataset)
+    classes = tuple(c["name"] for c in read_coco(demo / "instances_train.json")["categories"])
+    dataset.update(
+        data_root=str(demo),
+        ann_file=str(labels),
+        data_prefix=dict(img="train/"),
+        metainfo=dict(classes=classes),
+    )
+    return cfg
+
+
+def test_configs_that_name_their_labels_are_checked(demo, polygons, edited, tmp_path):
+    human = "instances_train.json"
+    for config, labels in ((MASK_RCNN, human), (COPY_PASTE, human), (RTMDET, polygons)):
+        check_labels(with_labels(demo, config, labels))
+    check_labels(Config.fromfile(ROOT / "configs/mal/mal_vit-demo_1xb16_demo.py"))  # phase 1
+    check_labels(Config(dict(model=dict(type="A"))))
+
+    with pytest.raises(ValueError, match=r"is an RLE mask.*poly2mask=True"):
+        check_labels(with_labels(demo, RTMDET, human))
+    with pytest.raises(ValueError, match=r"no annotation of .* has a mask"):
+        check_labels(with_labels(demo, MASK_RCNN, "boxes_train.json"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json does not exist"):
+        check_labels(with_labels(demo, MASK_RCNN, "nowhere.json"))
+    cfg = with_labels(demo, COPY_PASTE, human)
+    innermost_dataset(cfg.train_dataloader.dataset).data_prefix.img = "val2017/"
+    with pytest.raises(
+        ValueError, match=r"val2017/00001.jpg. Set data_root and .*--img-dir FOLDER"
+    ):
+        check_labels(cfg)
+    renamed = edited(lambda coco: coco["categories"][2].update(name="moon"))
+    cfg = with_labels(demo, MASK_RCNN, renamed)
+    with pytest.raises(
+        ValueError, match=r"1 of the config's 7 classes .*'crescent' .*--train-labels"
+    ):
+        check_labels(cfg)
+    cfg.train_dataloader.dataset.metainfo = dict(classes=("star", "moon"))  # a part of the file's
+    check_labels(cfg)
+
+
+def test_train_tool_checks_labels_before_it_trains(demo, tmp_path):
+    work_dir = tmp_path / "out"
+    config = "configs/mask_rcnn/mask-rcnn_r50_fpn_1x_coco-mal.py"
+    options = [f"train_dataloader.dataset.data_root={demo}/"]
+    options += ["train_dataloader.dataset.ann_file=instances_train.json"]
+    done = run("tools/train.py", config, "--work-dir", work_dir, "--cfg-options", *options, code=1)
+    assert "80 of the config's 80 classes are no categories of" in done.stderr
+    assert not work_dir.exists()
 
 
 def test_weights_of_single_classes_cannot_be_guessed():
