@@ -15,6 +15,7 @@ from mal_mmdet.datasets.demo_dataset import make_demo_dataset
 ROOT = Path(__file__).parents[1]
 
 
+torch.set_num_threads(1)  # the tests' networks are too small to share
 register_all_modules(init_default_scope=True)
 # A runner formats its config four times, which takes longer than most runs in these tests.
 mmengine.config.config.FormatCode = lambda text, **options: (text, False)
