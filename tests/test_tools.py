@@ -566,6 +566,15 @@ def test_benchmark_mean_field(tmp_path):
     assert row["equal"] > 0.99 and row["equal_float64"] > 0.99
 
 
+def test_benchmark_training(trained, tmp_path):
+    options = ["--steps", 2, "--data", 2, "--out", tmp_path / "out.json"]
+    run("tools/analysis_tools/benchmark_training.py", trained[0], *options)
+    figures = json.loads((tmp_path / "out.json").read_text())
+    parts = ("student, forward", "teacher, forward", "student, backward", "CRF loss, forward")
+    assert all(0 < figures[part] < figures["step"] for part in parts) and figures["data"] > 0
+    assert 0 < figures["outside the networks"] < 1
+
+
 def test_benchmark_label_memory():
     done = run("tools/analysis_tools/benchmark_label_memory.py", "--boxes", 20, 40)
     assert done.stdout.count("bytes for each further box") == 3
