@@ -26,6 +26,19 @@ DETECTORS = [
     *sorted(p for p in (ROOT / "configs").glob("*/*_demo*.py") if p not in MAL),
 ]
 MAIN = ROOT / "configs/mal/mal_vit-base-mae_8xb4-10e_coco.py"
+# What makes a ConvNeXt-B of MMDetection's ConvNeXt-S.
+CONVNEXT_B_WEIGHTS = (
+    "https://mmassets.onedl.ai/mmclassification/v0/convnext/"
+    "convnext-base_3rdparty_32xb128-noema_in1k_20220222-dba4f95f.pth"
+)
+CONVNEXT_B = {
+    "checkpoint_file": CONVNEXT_B_WEIGHTS,
+    "model.backbone.init_cfg.checkpoint": CONVNEXT_B_WEIGHTS,
+    "model.backbone.arch": "base",
+    "model.backbone.drop_path_rate": 0.7,
+    "model.neck.in_channels": [128, 256, 512, 1024],
+    "optim_wrapper.paramwise_cfg.decay_rate": 0.8,
+}
 OTHER_SETS = [config_path(name) for name in TINY_SETS]  # the main run on other data
 
 
@@ -85,9 +98,17 @@ def test_pretrained_weights_are_named(path):
         assert init_cfg is None
     else:
         assert init_cfg.type == "PretrainedEncoder"
-        index = Path(mmpretrain.__file__).parent.glob(".mim/configs/*/metafile.yml")
-        known = any(init_cfg.checkpoint in file.read_text() for file in index)
+        known = mmpretrain_offers(init_cfg.checkpoint)
         assert known or init_cfg.checkpoint.startswith("hf-hub:timm/")
+
+
+def mmpretrain_offers(checkpoint):
+    index = Path(mmpretrain.__file__).parent.glob(".mim/configs/*/metafile.yml")
+    return any(checkpoint in file.read_text() for file in index)
+
+
+def test_weights_of_convnext_b_exist():
+    assert mmpretrain_offers(CONVNEXT_B_WEIGHTS)
 
 
 @pytest.mark.parametrize("path", OTHER_SETS, ids=names(OTHER_SETS))
@@ -191,14 +212,23 @@ def test_the_main_run_is_the_papers():
 @pytest.mark.parametrize("path", PHASE_2, ids=names(PHASE_2))
 def test_phase_2_differs_from_stock_by_its_label_file_alone(path):
     stock_name = f"{path.parent.name}/{path.name.replace('-mal.py', '.py')}"
-    stock = get_config(f"mmdet::{stock_name}")
+    stock = get_config(f"mmdet::{stock_name.replace('convnext-b', 'convnext-s')}")
+    if "convnext-b" in stock_name:
+        stock.merge_from_dict(CONVNEXT_B)
     ours = Config.fromfile(path)
     ours, stock = (without_scopes(cfg.to_dict()) for cfg in (ours, stock))
-    labels = "annotations/instances_train2017_mal"
-    labels += "-polygon.json" if "'poly2mask': False" in str(stock) else ".json"
-    assert ours["train_dataloader"]["dataset"].pop("ann_file") == labels
-    assert stock["train_dataloader"]["dataset"].pop("ann_file").endswith("train2017.json")
+    human = "lvis_v1_train" if path.parent.name == "lvis" else "instances_train2017"
+    polygon = "-polygon" if "'poly2mask': False" in str(stock) else ""
+    assert pop_train_file(ours) == f"annotations/{human}_mal{polygon}.json"
+    assert pop_train_file(stock) == f"annotations/{human}.json"
     assert ours == stock
+
+
+def pop_train_file(cfg):
+    dataset = cfg["train_dataloader"]["dataset"]
+    while "dataset" in dataset:
+        dataset = dataset["dataset"]
+    return dataset.pop("ann_file")
 
 
 def without_scopes(node):
