@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mmengine
 import pytest
 import torch
+import yapf.yapflib.yapf_api
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # the tests' networks are too small to share
 register_all_modules(init_default_scope=True)
 # A runner formats its config four times, which takes longer than most runs in these tests.
-mmengine.config.config.FormatCode = lambda text, **options: (text, False)
+yapf.yapflib.yapf_api.FormatCode = lambda text, **options: (text, False)
 
 
 @pytest.fixture(autouse=True)
