@@ -177,7 +177,7 @@ def retention_table(table: Sequence[Mapping[str, Any]]) -> str:
 
 def draw_retention(table: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draws mask, boundary and box AP of the rows as bars, with the spread over the seeds."""
-    figure = Figure(figsize=(2 + 1.4 * len(table), 4.2), layout="constrained")
+    figure = Figure(figsize=(3.5 + 1.2 * len(table), 4.2), layout="constrained")
     axes = figure.add_subplot()
     places = np.arange(len(table))
     for i, key in enumerate(("mask_ap", "boundary_ap", "box_ap")):
@@ -188,9 +188,10 @@ def draw_retention(table: Sequence[Mapping[str, Any]], path: str | Path) -> None
     shares = [row["mean"].get("retention") for row in table]
     names = [n if s is None else f"{n}\n({s:.1%})" for n, s in zip(names, shares)]
     axes.set_xticks(places, names)
+    axes.set_xlim(-0.6, len(table) - 0.4)  # rows that are not trained yet have no bars
     axes.set_ylabel("AP (%)")
     axes.set_title("AP of detectors, and the share of mask AP that each label file retains")
-    axes.legend()
+    figure.legend(loc="outside right upper")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 
