@@ -147,11 +147,12 @@ def summarize(
         reference: Those of the row with human labels, in the same order of seeds.
 
     Returns:
-        ``name``, ``config``, ``labels``, ``runs``; ``mean`` and ``std`` (of the sample; without
-        what only one seed has) of every figure; and the mean and std of ``retention``, mask AP
-        as a share of the reference's with the same seed.
+        ``name``, ``config``, ``labels``, ``runs``; ``mean`` and ``std`` (of the sample; empty
+        after one seed) of every figure that is no NaN; and the mean and std of ``retention``,
+        mask AP as a share of the reference's with the same seed.
     """
     values = {key: np.array([run[key] for run in runs]) for key in (runs[0] if runs else {})}
+    values = {key: value for key, value in values.items() if not np.isnan(value).any()}
     if "mask_ap" in values and all(run.get("mask_ap") for run in reference):
         human = np.array([run["mask_ap"] for run in reference[: len(runs)]])
         values["retention"] = values["mask_ap"] / human
@@ -197,8 +198,8 @@ def draw_retention(table: Sequence[Mapping[str, Any]], path: str | Path) -> None
 
 
 def _cell(row: Mapping[str, Any], key: str, factor: float, digits: int) -> str:
-    mean, std = row["mean"].get(key, np.nan), row["std"].get(key)
-    if np.isnan(mean):
+    mean, std = row["mean"].get(key), row["std"].get(key)
+    if mean is None:
         return ""
     cell = f"{factor * mean:.{digits}f}"
     return cell if std is None else f"{cell} ± {factor * std:.{digits}f}"
