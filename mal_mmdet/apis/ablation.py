@@ -96,23 +96,18 @@ def run_once(cfg: Config) -> dict[str, float]:
     Returns:
         The metrics without their prefix, and ``minutes``, those of an earlier, interrupted part
         of the training not counted.
+
+    Raises:
+        ValueError: See :func:`check_work_dir`.
     """
-    full_precision_without_gpu(cfg)
-    settings, file = without_nan(cfg.to_dict()), Path(cfg.work_dir) / "config.json"
-    for key in ("launcher", "work_dir"):
-        settings.pop(key)
-    settings = json.loads(json.dumps(settings, default=str))
-    if file.exists() and json.loads(file.read_text()) != settings:
-        raise ValueError(
-            f"{cfg.work_dir} holds a run of another config (its settings are in {file.name}): "
-            "give another --work-dir, or delete the folder to run anew"
-        )
+    settings, work_dir = check_work_dir(cfg), Path(cfg.work_dir)
     if is_main_process():
-        write_json(file, settings, indent=1)
-    result_file = Path(cfg.work_dir) / "result.json"
+        write_json(work_dir / "config.json", settings, indent=1)
+    result_file = work_dir / "result.json"
     if result_file.exists():
         return json.loads(result_file.read_text())
-    cfg.resume = find_latest_checkpoint(cfg.work_dir) is not None
+    if find_latest_checkpoint(cfg.work_dir) is not None:
+        cfg.resume, cfg.load_from = True, None  # or it would resume from ``load_from``
     start = time.monotonic()
     runner = Runner.from_cfg(cfg)
     runner.train()
@@ -123,6 +118,28 @@ def run_once(cfg: Config) -> dict[str, float]:
     if is_main_process():
         write_json(result_file, result, indent=1)
     return result
+
+
+def check_work_dir(cfg: Config) -> dict[str, Any]:
+    """The settings of a run, after a look whether its ``work_dir`` belongs to the same ones.
+
+    Raises:
+        ValueError: It holds a run of another config.
+    """
+    full_precision_without_gpu(cfg)
+    settings, file = without_nan(cfg.to_dict()), Path(cfg.work_dir) / "config.json"
+    for key in ("launcher", "work_dir"):
+        settings.pop(key, None)
+    settings = json.loads(json.dumps(settings, default=str))
+    if file.exists():
+        before = json.loads(file.read_text())
+        if before != settings:
+            keys = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
+            raise ValueError(
+                f"{cfg.work_dir} holds a run of another config ({', '.join(keys)} differ from its "
+                f"{file.name}): give another --work-dir, or delete the folder to run anew"
+            )
+    return settings
 
 
 def description(config: Path) -> str:

@@ -12,7 +12,7 @@ from mmdet.datasets import CocoDataset, CocoPanopticDataset
 from mmdet.registry import DATASETS
 from mmdet.visualization import get_palette
 from mmengine.config import Config, ConfigDict
-from mmengine.fileio import exists
+from mmengine.fileio import exists, list_from_file
 
 from mal_mmdet.datasets import MaskQualityDataset
 from mal_mmdet.labeling import has_mask, read_boxes
@@ -59,7 +59,8 @@ def use_labels(
     _swap(dataset, train_labels, classes, data_root, img_dir)
     _check_images(dataset, train_labels, coco, _folder_advice(dataset, "--img-dir"))
     _check_semantic_maps(cfg, dataset)
-    _check_masks(cfg, train_labels, coco)
+    steps = dict(train_dataloader=cfg.train_dataloader, custom_hooks=cfg.get("custom_hooks"))
+    _check_masks(steps, train_labels, coco)
     set_num_classes(cfg.model, len(classes))
     if val_labels is not None:
         _validate_on(cfg, val_labels, classes, data_root, val_img_dir)
@@ -78,30 +79,49 @@ def check_labels(cfg: Config) -> None:
         ValueError: Its categories, images or masks are not those that the config needs; says what
             to do.
     """
-    for _, dataset in _parts(cfg.get("train_dataloader")):
-        if "ann_file" not in dataset or "type" not in dataset:
+    found = [part for part in _parts(cfg.get("train_dataloader")) if _reads_local_coco(part[1])]
+    files = [osp.join(dataset.get("data_root") or "", dataset.ann_file) for _, dataset in found]
+    # Of several files that are mixed, one may be without annotations.
+    labeled = [read_boxes(file) if len(files) > 1 else _read(file) for file in files]
+    for (path, dataset), labels, coco in zip(found, files, labeled):
+        if not len(coco["annotations"]):
             continue
-        kind = _class_of(dataset)
-        if (
-            kind is None
-            or not issubclass(kind, CocoDataset)
-            or issubclass(kind, CocoPanopticDataset)
-        ):
-            continue
-        labels = osp.join(dataset.get("data_root") or "", dataset.ann_file)
-        coco = _read(labels)
-        found = {category["name"] for category in coco["categories"]}
-        missing = [name for name in _classes(dataset) if name not in found]
         instead = f"train with --train-labels {labels}"
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of the config's {len(_classes(dataset))} classes are no "
-                f"categories of {labels}, {missing[0]!r} for one; its first category is "
-                f"{coco['categories'][0]['name']!r}. To learn the file's categories, {instead}"
-            )
+        _check_classes(_classes(dataset), coco, labels, instead)
         advice = f"Set data_root and data_prefix.img in the config, or {instead} --img-dir FOLDER"
         _check_images(dataset, labels, coco, advice)
-        _check_masks(cfg, labels, coco)
+        steps = {f"train_dataloader.{path}": dataset, "custom_hooks": cfg.get("custom_hooks")}
+        _check_masks(steps, labels, coco)
+
+
+def _reads_local_coco(dataset: ConfigDict) -> bool:
+    if "ann_file" not in dataset or "type" not in dataset:
+        return False
+    kind = _class_of(dataset)
+    if kind is None or not issubclass(kind, CocoDataset) or issubclass(kind, CocoPanopticDataset):
+        return False
+    remote = any("://" in str(dataset.get(key) or "") for key in ("data_root", "ann_file"))
+    return not remote and not dataset.get("backend_args")
+
+
+def _check_classes(
+    classes: tuple[str, ...], coco: dict[str, Any], labels: str | Path, instead: str
+) -> None:
+    names = [category["name"] for category in coco["categories"]]
+    missing = [name for name in classes if name not in names]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of the config's {len(classes)} classes are no categories of {labels}, "
+            f"{missing[0]!r} for one; its first category is {names[0]!r}. To learn the file's "
+            f"categories, {instead}"
+        )
+    known = tuple(name for name in names if name in classes)
+    if classes and known != classes:
+        raise ValueError(
+            f"{labels} has the config's classes in another order: {_differences(known, classes)}. "
+            "MMDetection numbers classes in the order of the file, so each would be called by "
+            f"another's name. Order metainfo.classes like the file, or {instead}"
+        )
 
 
 def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
@@ -193,7 +213,9 @@ def _class_of(dataset: ConfigDict) -> type | None:
 
 def _classes(dataset: ConfigDict) -> tuple[str, ...]:
     classes = (dataset.get("metainfo") or {}).get("classes")
-    return tuple(classes or _class_of(dataset).METAINFO.get("classes", ()))
+    if isinstance(classes, str):  # a text file
+        classes = list_from_file(classes)
+    return tuple(classes or _class_of(dataset).METAINFO.get("classes") or ())
 
 
 def _folder(dataset: ConfigDict, kind: str) -> str:
@@ -265,14 +287,14 @@ def _check_semantic_maps(cfg: Config, dataset: ConfigDict) -> None:
         )
 
 
-def _check_masks(cfg: Config, labels: str | Path, coco: dict[str, Any]) -> None:
-    """Reads as far as the first mask, or, for configs that take polygons alone, the first RLE."""
-    sources = dict(
-        train_dataloader=cfg.train_dataloader,
-        custom_hooks=cfg.get("custom_hooks"),  # one may change the pipeline in mid-training
-    )
-    loading = [(path, step) for path, step in _parts(sources) if step.get("with_mask")]
-    if not loading:
+def _check_masks(steps: dict[str, Any], labels: str | Path, coco: dict[str, Any]) -> None:
+    """Reads as far as the first mask, or, for configs that take polygons alone, the first RLE.
+
+    ``steps`` has a data set and the hooks, of which one may change its pipeline in mid-training.
+    """
+    data, _ = steps
+    loading = [(path, step) for path, step in _parts(steps) if step.get("with_mask")]
+    if not any(path.startswith(data) for path, _ in loading):
         return
     _check_any_mask(labels, coco)
     polygons_alone = [path for path, step in loading if step.get("poly2mask") is False]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
@@ -19,12 +22,13 @@ from mal_mmdet.labeling import read_coco, without_nan, write_json, write_text
 from mal_mmdet.labeling.coco_file import replacing
 from mal_mmdet.labeling.shards import sha256
 
-from .ablation import run_once
+from .ablation import check_work_dir, run_once
 from .label_swap import use_labels
 from .launch import read_config, set_launcher
 
 # Prefix of the figures → how pairs are compared, and whose results CocoMetric writes them to.
 MEASURES = dict(mask=("segm", "segm"), boundary=("boundary", "segm"), box=("bbox", "bbox"))
+MEASURING = 24 * 3600  # seconds that the other ranks wait while one measures
 COLUMNS = {
     "mask_ap": "mask AP",
     "mask_ap50": "AP50",
@@ -94,7 +98,8 @@ def measure_retention(
     if len(set(names)) < len(names) or "" in names:
         raise ValueError(f"rows must have different names, got {[row.name for row in rows]}")
     _check_images(rows)
-    work_dir = Path(work_dir)
+    _check_truth(val_labels)
+    work_dir = Path(work_dir).resolve()
     paths = dict(data_root=data_root, img_dir=img_dir, val_img_dir=val_img_dir)
     cfgs = []
     for row in rows:
@@ -103,36 +108,53 @@ def measure_retention(
         use_labels(cfg, row.labels, val_labels=val_labels, **paths)
         _test_at_the_end(cfg, row, val_labels)
         cfgs.append(cfg)
-    runs: list[list[dict]] = [[] for _ in rows]
+    runs = {
+        (seed, row): _run(cfg, work_dir / row.folder / f"seed{seed}", seed, launcher)
+        for seed in range(seeds)
+        for row, cfg in zip(rows, cfgs)
+    }
+    for run in runs.values():
+        check_work_dir(run)
+    measured: dict[Row, list[dict]] = {row: [] for row in rows}
     table: list[dict] = []
-    for seed in range(seeds):
-        for row, cfg, measured in zip(rows, cfgs, runs):
-            run = cfg.copy()
-            run.work_dir = str(work_dir / row.folder / f"seed{seed}")
-            run.test_evaluator.outfile_prefix = f"{run.work_dir}/predictions"
-            run.randomness = dict(run.get("randomness") or {}, seed=seed)
-            set_launcher(run, launcher)
-            minutes = run_once(run)["minutes"]
-            if is_main_process():
-                measured.append(dict(**measure(val_labels, run.work_dir), minutes=minutes))
-                table = [summarize(row, measured, runs[0]) for row, measured in zip(rows, runs)]
-                _write(work_dir, table)
+    for (_, row), run in runs.items():
+        minutes = run_once(run)["minutes"]
+        if is_main_process():
+            measured[row].append(dict(**measure(val_labels, run.work_dir), minutes=minutes))
+            table = [summarize(row, measured[row], measured[rows[0]]) for row in rows]
+            _write(work_dir, table)
     return table
+
+
+def _run(cfg: Config, work_dir: Path, seed: int, launcher: str) -> Config:
+    run = cfg.copy()
+    run.work_dir = str(work_dir)
+    run.test_evaluator.outfile_prefix = f"{work_dir}/predictions"
+    run.randomness = dict(run.get("randomness") or {}, seed=seed)
+    set_launcher(run, launcher, timeout=MEASURING)
+    return run
 
 
 def measure(val_labels: str | Path, folder: str | Path) -> dict[str, float]:
     """AP of the predictions in a folder, by :func:`coco_ap`: of masks, boundaries and boxes.
 
+    What was measured once is read from the folder's ``figures.json``.
+
     Returns:
         ``mask_ap``, ``mask_ap50``, ..., ``boundary_ap``, ..., ``box_ap``, ...; those that the
         detector does not predict are not there.
     """
+    file = Path(folder) / "figures.json"
+    if file.exists():
+        found = json.loads(file.read_text())
+        return {key: np.nan if value is None else value for key, value in found.items()}
     figures = {}
     for measure, (iou_type, kind) in MEASURES.items():
         results = Path(folder) / f"predictions.{kind}.json"
         if results.exists():
             found = coco_ap(val_labels, results, iou_type)
             figures |= {f"{measure}_{key}": value for key, value in found.items()}
+    write_json(file, without_nan(figures), indent=1)
     return figures
 
 
@@ -172,7 +194,7 @@ def retention_table(table: Sequence[Mapping[str, Any]]) -> str:
     lines = [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
     for row in table:
         cells = [_cell(row, key, 100, 1) for key in COLUMNS] + [_cell(row, "retention", 1, 3)]
-        lines.append(f"| {' | '.join([row['name'], *cells])} |")
+        lines.append(f"| {' | '.join([row['name'].replace('|', '/'), *cells])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -215,27 +237,45 @@ def _check_images(rows: Sequence[Row]) -> None:
     """A row with other images would be compared by its data, not by its masks."""
     expected = None
     for row in rows:
-        images = {image["id"]: image.get("file_name") for image in read_coco(row.labels)["images"]}
+        coco = read_coco(row.labels)
+        used = {ann["image_id"] for ann in coco["annotations"]}
+        # Their order decides, with the seed, when each is seen.
+        images = [(i["id"], i.get("file_name"), i["id"] in used) for i in coco["images"]]
         expected = images if expected is None else expected
         if images != expected:
             raise ValueError(
-                f"{row.labels} has other images than {rows[0].labels} ({len(images)}, expected "
-                f"{len(expected)} with the same ids and file names): rows can be compared only if "
-                "they see the same images"
+                f"{row.labels} has other images than {rows[0].labels}, or in another order, or "
+                f"annotations in other ones ({sum(used for *_, used in images)} of {len(images)} "
+                f"with annotations, expected {sum(used for *_, used in expected)} of "
+                f"{len(expected)}): rows can be compared only if they see the same images"
+            )
+
+
+def _check_truth(val_labels: str | Path) -> None:
+    """What COCO's evaluators need of every annotation."""
+    for ann in read_coco(val_labels)["annotations"]:
+        missing = [key for key in ("bbox", "area", "iscrowd") if key not in ann]
+        missing += [] if ann.get("segmentation") else ["segmentation"]
+        if missing:
+            raise ValueError(
+                f"annotation {ann['id']} of {val_labels} has no {missing[0]!r}, which COCO's AP "
+                "needs; expected a COCO file in which people have drawn every mask"
             )
 
 
 def _test_at_the_end(cfg: Config, row: Row, val_labels: str | Path) -> None:
     if cfg.get("test_dataloader") is None or cfg.get("test_cfg") is None:
         raise ValueError(f"{row.config} has no test_dataloader or no test_cfg: nothing to measure")
-    if cfg.test_evaluator.type != "CocoMetric":
+    metric = cfg.test_evaluator.type
+    if (METRICS.get(metric) if isinstance(metric, str) else metric) is not CocoMetric:
         raise ValueError(
-            f"{row.config} is tested by {cfg.test_evaluator.type}, whose AP is not COCO's"
+            f"{row.config} is tested by {metric}, whose AP is not COCO's: take a config with "
+            "CocoMetric, or compare with tools/train.py and tools/test.py"
         )
     for key in ("val_dataloader", "val_evaluator", "val_cfg"):
         cfg[key] = None
     # Part of the settings that a finished run is recognised by: files change under their names.
     cfg.label_files = {}
-    for path in (row.labels, val_labels):
+    for role, path in dict(train=row.labels, val=val_labels).items():
         with open(path, "rb") as file:
-            cfg.label_files[str(path)] = sha256(file)
+            cfg.label_files[role] = sha256(file)

@@ -31,8 +31,8 @@ def coco_ap(truth_file: str | Path, results_file: str | Path, iou_type: str) -> 
 
     Returns:
         ``FIGURES``, in [0, 1]: over IoU from 0.5 to 0.95, at 0.5, at 0.75, and by size, which is
-        that of the mask, or of the box for ``'bbox'``. All are 0 if nothing was detected, and NaN
-        where there are no objects.
+        the ``area`` of an annotation and, of detections, the mask's, or the box's for ``'bbox'``.
+        NaN where there are no objects.
 
     Raises:
         ValueError: No such ``iou_type``.
@@ -41,7 +41,7 @@ def coco_ap(truth_file: str | Path, results_file: str | Path, iou_type: str) -> 
     if iou_type not in ("segm", "bbox", "boundary"):
         raise ValueError(f"iou_type is {iou_type!r}, expected 'segm', 'bbox' or 'boundary'")
     if not _read_results(results_file, iou_type):
-        return dict.fromkeys(FIGURES, 0.0)
+        return _nothing_found(truth_file)
     figures = _measure(FasterCOCO, COCOeval_faster, truth_file, results_file, iou_type)
     if iou_type != "boundary":
         others = _measure(COCO, COCOeval, truth_file, results_file, iou_type)
@@ -52,6 +52,15 @@ def coco_ap(truth_file: str | Path, results_file: str | Path, iou_type: str) -> 
                 f"({', '.join(FIGURES)} of {iou_type}). One has an error: try other versions"
             )
     return dict(zip(FIGURES, figures.tolist()))
+
+
+def _nothing_found(truth_file: str | Path) -> dict[str, float]:
+    """The evaluators fail without any detection."""
+    annotations = json.loads(Path(truth_file).read_text(encoding="utf-8"))["annotations"]
+    areas = [ann["area"] for ann in annotations if not ann.get("iscrowd")]
+    ranges = [(0, np.inf)] * 3 + [(0, 32**2), (32**2, 96**2), (96**2, np.inf)]
+    there = [any(low <= area <= high for area in areas) for low, high in ranges]
+    return {figure: 0.0 if any_ else np.nan for figure, any_ in zip(FIGURES, there)}
 
 
 def _read_results(results_file: str | Path, iou_type: str) -> list[dict[str, Any]]:

@@ -368,6 +368,35 @@ def test_configs_that_name_their_labels_are_checked(demo, polygons, edited, tmp_
         check_labels(cfg)
     cfg.train_dataloader.dataset.metainfo = dict(classes=("star", "moon"))  # a part of the file's
     check_labels(cfg)
+    cfg.train_dataloader.dataset.metainfo = dict(classes=("moon", "star"))
+    with pytest.raises(ValueError, match=r"another order: categories\[0\] is 'star' instead"):
+        check_labels(cfg)
+
+
+def test_labels_that_cannot_be_looked_at_or_are_not_there_yet(demo, edited, tmp_path):
+    human = "instances_train.json"
+    cfg = with_labels(demo, MASK_RCNN, human)
+    dataset = cfg.train_dataloader.dataset
+    (tmp_path / "classes.txt").write_text("\n".join(dataset.metainfo.classes))
+    dataset.metainfo.classes = str(tmp_path / "classes.txt")
+    check_labels(cfg)
+
+    unlabeled = edited(lambda coco: coco["annotations"].clear(), name="unlabeled.json")
+    boxes = ConfigDict(
+        dataset, ann_file="boxes_train.json", pipeline=[dict(type="LoadAnnotations")]
+    )
+    parts = [dataset, ConfigDict(dataset, ann_file=str(unlabeled)), boxes]
+    cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=parts)
+    check_labels(cfg)
+    boxes.pipeline[0].with_mask = True
+    with pytest.raises(ValueError, match=r"no annotation of .*boxes_train.json has a mask"):
+        cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=[dataset, boxes])
+        check_labels(cfg)
+
+    for remote in (dict(data_root="s3://demo/"), dict(backend_args=dict(backend="petrel"))):
+        cfg = with_labels(demo, MASK_RCNN, "nowhere.json")
+        cfg.train_dataloader.dataset.update(remote)
+        check_labels(cfg)
 
 
 def test_train_tool_checks_labels_before_it_trains(demo, tmp_path):

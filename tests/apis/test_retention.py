@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mal_mmdet.apis import Row, measure_retention, retention
+from mal_mmdet.apis import Row, ablation, measure_retention, retention
 from mal_mmdet.apis.retention import draw_retention, retention_table, summarize
 from mal_mmdet.labeling import read_coco, write_json
 from mal_mmdet.labeling.baselines import fill_boxes
@@ -92,7 +92,8 @@ def test_rows_are_trained_measured_and_not_trained_again(files, monkeypatch):
     assert seen["randomness"]["seed"] == 0 and seen["val_dataloader"] is None
 
     monkeypatch.setattr(retention, "run_once", _only_done(retention.run_once))
-    again = measure_retention(rows, val, out, seeds=1, **options)
+    monkeypatch.chdir(out.parent)
+    again = measure_retention(rows, val, "out", seeds=1, **options)
     assert repr(again) == repr(table)
 
     # Other labels under the same name.
@@ -101,6 +102,42 @@ def test_rows_are_trained_measured_and_not_trained_again(files, monkeypatch):
     write_json(rows[1].labels, labels)
     with pytest.raises(ValueError, match="seed0 holds a run of another config"):
         measure_retention(rows, val, out, seeds=1, **options)
+
+
+def test_each_seed_is_a_training_of_its_own(files, monkeypatch):
+    rows, val, out, options = files
+    seen = []
+
+    def run(cfg):
+        seen.append((cfg.work_dir, cfg.randomness.seed, str(cfg.train_dataloader.dataset.ann_file)))
+        return dict(minutes=1.0)
+
+    monkeypatch.setattr(retention, "run_once", run)
+    monkeypatch.setattr(retention, "measure", lambda val, folder: dict(mask_ap=0.1 * len(seen)))
+    table = measure_retention(rows[:2], val, out, seeds=2, **options)
+    folders = [f"{row}/seed{seed}" for seed in (0, 1) for row in ("human-masks", "mal")]
+    assert [work_dir for work_dir, *_ in seen] == [str(out / folder) for folder in folders]
+    assert [seed for _, seed, _ in seen] == [0, 0, 1, 1]
+    assert [labels for *_, labels in seen] == [str(row.labels) for row in rows[:2]] * 2
+    assert table[1]["mean"]["retention"] == pytest.approx((2 / 1 + 4 / 3) / 2)
+
+
+def test_an_interrupted_training_goes_on_where_it_was(files, monkeypatch):
+    """And not from the weights that the config starts from."""
+    rows, val, out, options = files
+    folder = out / "human-masks/seed0"
+    folder.mkdir(parents=True)
+    (folder / "epoch_1.pth").touch()
+    (folder / "last_checkpoint").write_text(str(folder / "epoch_1.pth"))
+
+    def started(cfg):
+        assert cfg.resume and cfg.load_from is None
+        raise InterruptedError
+
+    monkeypatch.setattr(ablation.Runner, "from_cfg", started)
+    options["options"] = OPTIONS | {"load_from": "pretrained.pth"}
+    with pytest.raises(InterruptedError):
+        measure_retention(rows[:1], val, out, seeds=1, **options)
 
 
 def _only_done(run_once):
@@ -123,13 +160,27 @@ def test_unequal_comparisons_are_refused_before_any_training(files, monkeypatch)
     images = {image["id"] for image in labels["images"]}
     labels["annotations"] = [a for a in labels["annotations"] if a["image_id"] in images]
     write_json(rows[1].labels, labels)
-    with pytest.raises(ValueError, match=r"mal.json has other images than .*\(7, expected 8"):
+    with pytest.raises(ValueError, match=r"mal.json has other images than .*\(7 of 7 .*8 of 8"):
         measure_retention(rows[:2], val, out, **options)
     with pytest.raises(ValueError, match=r"no annotation of .* has a mask"):
         unlabeled = Row("MAL", MASK_RCNN, val.parent / "boxes_train.json")
         measure_retention([rows[0], unlabeled], val, out, **options)
+    write_json(rows[1].labels, dict(labels, images=labels["images"][::-1]))
+    with pytest.raises(ValueError, match="in another order"):
+        measure_retention(rows[1:2] + rows[:1], val, out, **options)
+    truth = read_coco(val)
+    del truth["annotations"][3]["iscrowd"]
+    write_json(out.parent / "val.json", truth)
+    with pytest.raises(ValueError, match=r"annotation .* of .*val.json has no 'iscrowd'"):
+        measure_retention(rows[:1], out.parent / "val.json", out, **options)
     metric = dict(type="CocoOccludedSeparatedMetric", ann_file="x", metric=["segm"])
     with pytest.raises(ValueError, match="tested by CocoOccludedSeparatedMetric"):
         replaced = OPTIONS | {"test_evaluator": metric}
         measure_retention(rows[:1], val, out, **options | dict(options=replaced))
     assert not out.exists()
+
+    # Even of the last row's last seed.
+    (out / "faster-r-cnn/seed2").mkdir(parents=True)
+    (out / "faster-r-cnn/seed2/config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"another config \(.*train_dataloader.* differ from"):
+        measure_retention([rows[0], rows[2]], val, out, **options)

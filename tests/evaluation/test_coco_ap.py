@@ -135,7 +135,9 @@ def test_perfect_nothing_and_the_wrong_class(tmp_path):
     assert coco_ap(*write_files(tmp_path, truths, perfect[:1]), "segm")["ap"] < 0.5
     wrong = [(mask, 0.5, 2) for mask in truths]
     assert coco_ap(*write_files(tmp_path, truths, wrong), "segm")["ap"] == 0
-    assert coco_ap(*write_files(tmp_path, truths, []), "segm")["ap"] == 0
+    nothing = coco_ap(*write_files(tmp_path, truths, []), "segm")
+    assert nothing["ap"] == nothing["ap50"] == nothing["ap_medium"] == 0
+    assert np.isnan(nothing["ap_small"]) and np.isnan(nothing["ap_large"])
 
 
 def test_evaluators_that_disagree_and_an_unknown_measure(tmp_path, monkeypatch):
