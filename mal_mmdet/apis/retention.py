@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -127,7 +128,7 @@ def measure_retention(
 
 
 def _run(cfg: Config, work_dir: Path, seed: int, launcher: str) -> Config:
-    run = cfg.copy()
+    run = copy.deepcopy(cfg)
     run.work_dir = str(work_dir)
     run.test_evaluator.outfile_prefix = f"{work_dir}/predictions"
     run.randomness = dict(run.get("randomness") or {}, seed=seed)

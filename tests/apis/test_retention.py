@@ -82,6 +82,7 @@ def test_rows_are_trained_measured_and_not_trained_again(files, monkeypatch):
     human = table[0]["mean"]
     assert human["mask_ap"] == 0 or human["retention"] == 1
     assert all(0 <= row["mean"]["mask_ap50"] <= 1 for row in table[:2])
+    assert all((out / row.folder / "seed0/predictions.bbox.json").exists() for row in rows)
     assert table[2]["mean"].keys() >= {"box_ap", "minutes"}
     assert not any(key.startswith(("mask", "boundary")) for key in table[2]["mean"])
     assert json.loads((out / "retention.json").read_text())[1]["labels"].endswith("mal.json")
@@ -109,6 +110,7 @@ def test_each_seed_is_a_training_of_its_own(files, monkeypatch):
     seen = []
 
     def run(cfg):
+        assert cfg.test_evaluator.outfile_prefix == f"{cfg.work_dir}/predictions"
         seen.append((cfg.work_dir, cfg.randomness.seed, str(cfg.train_dataloader.dataset.ann_file)))
         return dict(minutes=1.0)
 
