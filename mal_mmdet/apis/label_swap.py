@@ -290,9 +290,12 @@ def _check_semantic_maps(cfg: Config, dataset: ConfigDict) -> None:
 def _check_masks(steps: dict[str, Any], labels: str | Path, coco: dict[str, Any]) -> None:
     """Reads as far as the first mask, or, for configs that take polygons alone, the first RLE.
 
-    ``steps`` has a data set and the hooks, of which one may change its pipeline in mid-training.
+    Args:
+        steps: Where the config has them → the data set, first, and the hooks, of which one may
+            change its pipeline in mid-training.
+        labels, coco: The label file.
     """
-    data, _ = steps
+    data = next(iter(steps))
     loading = [(path, step) for path, step in _parts(steps) if step.get("with_mask")]
     if not any(path.startswith(data) for path, _ in loading):
         return

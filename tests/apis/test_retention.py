@@ -79,8 +79,6 @@ def test_rows_are_trained_measured_and_not_trained_again(files, monkeypatch):
     rows, val, out, options = files
     table = measure_retention(rows, val, out, seeds=1, **options)
     assert [row["name"] for row in table] == ["human masks", "MAL", "Faster R-CNN"]
-    human = table[0]["mean"]
-    assert human["mask_ap"] == 0 or human["retention"] == 1
     assert all(0 <= row["mean"]["mask_ap50"] <= 1 for row in table[:2])
     assert all((out / row.folder / "seed0/predictions.bbox.json").exists() for row in rows)
     assert table[2]["mean"].keys() >= {"box_ap", "minutes"}
