@@ -54,6 +54,8 @@ def pairwise_weights(
             pixels = images[..., : max(height - dy, 0), max(-dx, 0) : max(width - max(dx, 0), 0)]
             others = images[..., dy:, max(dx, 0) : max(width + min(dx, 0), 0)]
             weight = torch.exp((pixels - others).square().sum(1) / (-2 * zeta**2)) * omega
+            # Denormal numbers would make every step slower and no sum different.
+            weight = F.threshold(weight, 1e-30, 0.0)
             sides = [max(-dx, 0), max(dx, 0), 0, dy]
             weights[dy, dx] = F.pad(weight, sides)[..., :height, :width]
     return weights
