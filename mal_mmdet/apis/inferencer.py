@@ -14,7 +14,7 @@ from mmdet.apis.det_inferencer import IMG_EXTENSIONS
 from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
-from mmengine.dataset import Compose
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.fileio import list_dir_or_file
 from mmengine.infer import BaseInferencer
 from mmengine.registry import init_default_scope
@@ -368,6 +368,10 @@ class MALInferencer(BaseInferencer):
             if step["type"].split(".")[-1] == "LoadImageFromFile":
                 step["type"] = "mmdet.InferencerLoader"
         return Compose(steps)
+
+    def _init_collate(self, cfg: Config | ConfigDict) -> Callable[[list], dict]:
+        """What the model's preprocessor takes; the parent looks for others, and warns."""
+        return pseudo_collate
 
     def _given_images(self, inputs: Any, boxes: Any, pred_score_thr: float) -> list[dict]:
         detected = isinstance(boxes, Mapping) and "predictions" in boxes
