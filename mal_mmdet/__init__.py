@@ -6,6 +6,11 @@ from .version import __version__
 
 check_dependencies()
 
+from mmengine.config.utils import MODULE2PACKAGE  # noqa: E402
+
+# MMEngine then finds this package's configs and models: `mal_mmdet::mal/...`, `list_models`.
+MODULE2PACKAGE["mal_mmdet"] = "mal_mmdet"
+
 from . import datasets, engine, evaluation, labeling, models  # noqa: E402
 
 __all__ = ["__version__", "datasets", "engine", "evaluation", "labeling", "models"]

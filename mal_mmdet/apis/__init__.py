@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from .ablation import rebase, run_ablation
 from .attention import draw_attention_maps
+from .inferencer import MALInferencer
 from .label_swap import check_labels, use_labels
 from .labeling import generate_labels
 from .launch import (
@@ -16,6 +17,7 @@ from .launch import (
 from .retention import Row, measure_retention
 
 __all__ = [
+    "MALInferencer",
     "Row",
     "add_runner_arguments",
     "check_labels",

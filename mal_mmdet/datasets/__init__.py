@@ -2,6 +2,7 @@
 from .box_crop_dataset import BoxCropDataset
 from .boxes_to_coco import boxes_to_coco, build_training_boxes
 from .coco_box_dataset import CocoBoxDataset
+from .image_box_dataset import ImageBoxDataset
 from .label_batch_sampler import LabelBatchSampler
 from .mask_quality_dataset import MaskQualityDataset
 from .openimages_box_dataset import OpenImagesBoxDataset
@@ -20,6 +21,7 @@ __all__ = [
     "CocoBoxDataset",
     "CropBBox",
     "ExpandBBox",
+    "ImageBoxDataset",
     "LabelBatchSampler",
     "LoadMaskQuality",
     "MaskQualityDataset",

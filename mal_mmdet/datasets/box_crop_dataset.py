@@ -120,10 +120,10 @@ class BoxCropDataset(Dataset):
         try:
             results = self.dataset[image]
         except Exception as error:  # every image backend raises its own kinds
-            ids = [instance.get("ann_id", "?") for instance in instances]
+            ids = [instance["ann_id"] for instance in instances if "ann_id" in instance]
+            listed = f"; its annotations are {ids[:5]}{' …' if len(ids) > 5 else ''}" if ids else ""
             raise RuntimeError(
-                f"image {path} cannot be read ({type(error).__name__}: {error}); "
-                f"its annotations are {ids[:5]}{' …' if len(ids) > 5 else ''}"
+                f"image {path} cannot be read ({type(error).__name__}: {error}){listed}"
             ) from error
         found = results["img"].shape[:2]
         if None not in expected and found != expected:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from .coco_file import (
+    bbox_problem,
     check_annotations,
     find_problems,
     has_mask,
@@ -30,6 +31,7 @@ from .paste import (
     MaskWindow,
     encode_window,
     mask_window,
+    mask_windows,
     paste_mask,
     pixel_span,
     threshold_for_area,
@@ -48,6 +50,7 @@ __all__ = [
     "LabelWriter",
     "ListWriter",
     "MaskWindow",
+    "bbox_problem",
     "check_annotations",
     "check_labels",
     "complete_crowd",
@@ -63,6 +66,7 @@ __all__ = [
     "mask_quality",
     "mask_to_polygons",
     "mask_window",
+    "mask_windows",
     "merge_masks",
     "paste_mask",
     "pixel_span",

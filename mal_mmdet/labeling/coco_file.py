@@ -183,7 +183,11 @@ def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
     problem = image_problem(image)
     if problem:
         return problem
-    bbox = ann["bbox"]
+    return bbox_problem(ann["bbox"], image["width"], image["height"])
+
+
+def bbox_problem(bbox: Any, width: int, height: int) -> str | None:
+    """What is wrong with a COCO box in an image of ``width`` × ``height``; None if nothing is."""
     numeric = isinstance(bbox, list) and all(
         isinstance(v, Real) and not isinstance(v, bool) for v in bbox
     )
@@ -191,13 +195,13 @@ def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
         return f"bbox is {bbox!r:.60}, expected four numbers [x, y, width, height]"
     if not all(math.isfinite(v) for v in bbox):
         return f"bbox {bbox} holds NaN or infinity"
-    x, y, width, height = bbox
-    if width <= 0 or height <= 0:
+    x, y, w, h = bbox
+    if w <= 0 or h <= 0:
         return f"bbox {bbox} is empty: width and height must be positive"
-    size = f"{image['width']}×{image['height']} pixels"
-    if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
+    size = f"{width}×{height} pixels"
+    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         return f"bbox {bbox} lies outside its image of {size}"
-    if width > 3 * image["width"] or height > 3 * image["height"]:
+    if w > 3 * width or h > 3 * height:
         return f"bbox {bbox} is more than three times as large as its image of {size}"
     return None
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections import deque
@@ -20,7 +19,7 @@ from pycocotools import mask as mask_utils
 
 from .coco_file import check_annotations, has_mask, read_boxes, replacing, without_nan
 from .json_stream import ListWriter
-from .paste import encode_window, mask_window
+from .paste import encode_window, mask_windows
 from .polygons import mask_to_polygons
 from .shards import LabelShards
 
@@ -135,18 +134,12 @@ class LabelWriter(BaseMetric):
     def _labels(self, sample: dict) -> list[tuple[int, dict]]:
         labels = [(i, dict(problem=problem)) for i, problem in sample.get("failed", {}).items()]
         pred, shape = sample["pred_instances"], sample["ori_shape"]
-        for index, prob, crop_bbox, bbox, threshold, quality in zip(
-            pred["ann_indices"].tolist(),
-            pred["mask_probs"].numpy(),
-            pred["crop_bboxes"].tolist(),
-            pred["bboxes"].tolist(),
-            pred["thresholds"].tolist(),
-            pred["mask_quality"].tolist(),
+        for index, quality, window in zip(
+            pred["ann_indices"].tolist(), pred["mask_quality"].tolist(), mask_windows(pred, shape)
         ):
-            if not math.isfinite(quality):
+            if window is None:
                 labels.append((index, dict(problem="the network's prediction is not finite")))
                 continue
-            window = mask_window(prob, crop_bbox, bbox, threshold, shape)
             if self.mask_format == "polygon":
                 segmentation = [
                     [float(v + (window.x0, window.y0)[k % 2]) for k, v in enumerate(polygon)]

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
-from math import floor
+from collections.abc import Iterator, Mapping, Sequence
+from math import floor, isfinite
 from typing import NamedTuple
 
 import cv2
@@ -89,6 +89,24 @@ def mask_window(
     if not mask.any():
         mask = resized >= resized.max() / 2
     return MaskWindow(x0, y0, mask, float(resized[mask].mean()))
+
+
+def mask_windows(
+    pred: Mapping[str, Tensor], image_shape: tuple[int, int]
+) -> Iterator[MaskWindow | None]:
+    """The masks of the boxes of an image, one after the other.
+
+    Args:
+        pred: ``pred_instances`` of :meth:`MaskAutoLabeler.predict`, or the same as a dictionary.
+        image_shape: Height and width of the image.
+
+    Yields:
+        A mask; None where the network's prediction is not finite.
+    """
+    keys = ("mask_quality", "crop_bboxes", "bboxes", "thresholds")
+    fields = (pred[key].tolist() for key in keys)
+    for prob, quality, *box in zip(pred["mask_probs"].numpy(), *fields):
+        yield mask_window(prob, *box, image_shape) if isfinite(quality) else None
 
 
 def encode_window(window: MaskWindow, image_shape: tuple[int, int]) -> dict:

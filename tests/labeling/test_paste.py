@@ -9,6 +9,7 @@ from mal_mmdet.labeling import (
     encode_mask,
     encode_window,
     mask_window,
+    mask_windows,
     paste_mask,
     pixel_span,
     threshold_for_area,
@@ -86,3 +87,17 @@ def test_a_window_is_cut_out_of_what_torch_resizes(size):
     assert window.x0 == columns[0] and window.y0 == rows[0]
     assert np.array_equal(window.mask[sure], (expected > 0.5).numpy()[sure])
     assert window.score == pytest.approx(float(expected[expected > 0.5].mean()), abs=1e-3)
+
+
+def test_windows_of_an_image_and_none_for_what_is_not_finite():
+    probs, quality = torch.rand(3, 8, 8), torch.tensor([0.5, torch.nan, 0.7])
+    crops = torch.tensor([[0.0, 0, 20, 20], [0, 0, 20, 20], [10, 5, 30, 25]])
+    boxes, thresholds = crops + torch.tensor([2.0, 2, -2, -2]), torch.tensor([0.25, 0.5, 0.75])
+    pred = dict(mask_probs=probs, crop_bboxes=crops, bboxes=boxes, thresholds=thresholds)
+    first, none, last = mask_windows(pred | dict(mask_quality=quality), (40, 50))
+    assert none is None
+    for window, i in ((first, 0), (last, 2)):
+        box = crops[i].tolist(), boxes[i].tolist(), float(thresholds[i])
+        expected = mask_window(probs[i].numpy(), *box, (40, 50))
+        assert (window.x0, window.y0, window.score) == (expected.x0, expected.y0, expected.score)
+        np.testing.assert_array_equal(window.mask, expected.mask)
