@@ -15,7 +15,7 @@ from .coco_file import (
 )
 from .export import EXPORTS, check_labels, export_labels
 from .import_boxes import IMPORTS, image_size, import_boxes, read_classes
-from .json_stream import JSONList, ListWriter, stream_json
+from .json_stream import JSONList, ListWriter, stream_json, write_around
 from .label_writer import (
     LOW_QUALITY,
     MASK_FORMATS,
@@ -82,6 +82,7 @@ __all__ = [
     "threshold_for_area",
     "to_rle",
     "without_nan",
+    "write_around",
     "write_json",
     "write_text",
 ]
