@@ -342,6 +342,7 @@ function fillChoices(id, names, column) {
 
 function start() {
   byId("name").textContent = labels.name;
+  document.title = `Review of ${labels.name}`;
   document.documentElement.style.setProperty("--side", `${thumbs.size}px`);
   for (const order of Object.keys(ORDERS)) byId("sort").append(new Option(order));
   fillChoices("category", categories, boxes.category);
