@@ -42,6 +42,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["mal_mmdet", "mal_mmdet.*"]),
+    package_data={"mal_mmdet.visualization": ["review/*"]},
     python_requires=">=3.10",
     install_requires=(root / "requirements.txt").read_text().splitlines(),
     cmdclass=dict(build_py=BuildWithMim),

@@ -550,6 +550,26 @@ def test_export_and_import_of_other_formats(demo, tmp_path):
     assert "give their names in order" in done.stderr
 
 
+def test_review(demo, tmp_path):
+    """A page of labels, and its decisions applied to them."""
+    labels, page, out = demo / "instances_val.json", tmp_path / "page", tmp_path / "out.json"
+    ids = [ann["id"] for ann in read_coco(labels)["annotations"]]
+    options = ["--img-dir", demo / "val", "--gt", labels, "--size", 64]
+    done = run("tools/review_labels.py", labels, *options, "--out", page)
+    assert f"review: {page / 'index.html'} ({len(ids)} boxes)" in done.stdout
+    done = run("tools/review_labels.py", labels, *options, "--out", page, code=1)
+    assert "is a review page already; choose another folder, or --overwrite" in done.stderr
+    text = (page / "data.js").read_text()
+    data = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    assert data["boxes"]["iou"] == [1] * len(ids) and data["thumbs"]["size"] == 64
+    lists = dict(accepted=ids[:2], rejected=ids[2:4], flagged=[])
+    decisions = dict(format="mal_mmdet review", version=1, labels=data["labels"]) | lists
+    write_json(tmp_path / "decisions.json", decisions)
+    done = run("tools/apply_review.py", labels, tmp_path / "decisions.json", "--out", out)
+    assert f"labels: {out} (2 accepted, 2 rejected, 0 flagged)" in done.stdout
+    assert [ann["id"] for ann in read_coco(out)["annotations"]] == ids[:2] + ids[4:]
+
+
 def test_benchmark_labeling(trained, tmp_path):
     """Runs, and finds the masks of both pipelines alike; its figures mean nothing at this size."""
     few = ["--images", 2, "--boxes", 3, "--size", 500, 450, "--repeats", 1]

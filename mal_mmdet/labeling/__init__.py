@@ -14,9 +14,9 @@ from .coco_file import (
     write_json,
     write_text,
 )
-from .export import EXPORTS, check_labels, export_labels
+from .export import EXPORTS, check_labels, check_masks, export_labels
 from .import_boxes import IMPORTS, image_size, import_boxes, read_classes
-from .json_stream import JSONList, ListWriter, stream_json
+from .json_stream import JSONList, ListWriter, stream_json, write_around
 from .label_writer import (
     LOW_QUALITY,
     MASK_FORMATS,
@@ -37,6 +37,7 @@ from .paste import (
     threshold_for_area,
 )
 from .polygons import join_parts, mask_to_polygons, segmentation_to_mask, to_rle
+from .review import REJECTED, apply_review, read_decisions
 from .shards import LabelShards, sha256
 from .youtube_vis import merge_masks, read_vis, split_frames
 
@@ -45,14 +46,17 @@ __all__ = [
     "IMPORTS",
     "LOW_QUALITY",
     "MASK_FORMATS",
+    "REJECTED",
     "JSONList",
     "LabelShards",
     "LabelWriter",
     "ListWriter",
     "MaskWindow",
+    "apply_review",
     "bbox_problem",
     "check_annotations",
     "check_labels",
+    "check_masks",
     "complete_crowd",
     "encode_mask",
     "encode_window",
@@ -73,6 +77,7 @@ __all__ = [
     "read_boxes",
     "read_classes",
     "read_coco",
+    "read_decisions",
     "read_lists",
     "read_vis",
     "replacing",
@@ -86,6 +91,7 @@ __all__ = [
     "threshold_for_area",
     "to_rle",
     "without_nan",
+    "write_around",
     "write_json",
     "write_text",
 ]

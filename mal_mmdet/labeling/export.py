@@ -115,11 +115,11 @@ EXPORTS: dict[str, Callable[[dict[str, Any]], Files]] = dict(
 )
 
 
-def check_labels(coco: dict[str, Any]) -> None:
-    """Checks that a COCO file can be exported.
+def check_masks(coco: dict[str, Any]) -> None:
+    """Checks that all annotations but crowds have a box and a mask.
 
     Raises:
-        ValueError: A box, mask or image entry cannot be used, or two images would share a file.
+        ValueError: A box, mask or image entry cannot be used.
     """
     for i, image in enumerate(coco["images"]):
         if problem := image_problem(image):
@@ -131,6 +131,15 @@ def check_labels(coco: dict[str, Any]) -> None:
         problem = _mask_problem(ann.get("segmentation"), images[ann["image_id"]])
         if problem and not ann.get("iscrowd"):
             raise ValueError(f"annotations[{i}] (id {ann['id']!r}): {problem}")
+
+
+def check_labels(coco: dict[str, Any]) -> None:
+    """Checks that a COCO file can be exported.
+
+    Raises:
+        ValueError: As :func:`check_masks`, or two images would share a file.
+    """
+    check_masks(coco)
     stems: dict[str, str] = {}
     for image in coco["images"]:
         stem, name = _stem(image), image_file(image)

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, TypeVar
 
+T = TypeVar("T")
 WINDOW = 1 << 20  # bytes read at once; grows only for an entry that is larger
 
 
@@ -88,6 +89,32 @@ class ListWriter:
     def close(self) -> None:
         """Ends the list, not the file."""
         self._file.write("[]" if self._before == "[\n" else "\n]")
+
+
+def write_around(
+    file: TextIO, content: dict[str, Any], key: str, write: Callable[[ListWriter], T]
+) -> T:
+    """Writes an object as :func:`stream_json` reads it: all at once, but for one long list.
+
+    Args:
+        file: A text file.
+        content: The object.
+        key: Its member whose list is written by the caller.
+        write: Is given the list's writer, and adds its entries.
+
+    Returns:
+        What ``write`` returns.
+    """
+    for i, (name, value) in enumerate(content.items()):
+        file.write((", " if i else "{") + json.dumps(name) + ": ")
+        if name == key:
+            writer = ListWriter(file)
+            result = write(writer)
+            writer.close()
+        else:
+            file.write(json.dumps(value))
+    file.write("}")
+    return result
 
 
 class _Reader:

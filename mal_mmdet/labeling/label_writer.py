@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mmengine.logging import print_log
 from pycocotools import mask as mask_utils
 
 from .coco_file import check_annotations, has_mask, read_boxes, replacing, without_nan
-from .json_stream import ListWriter
+from .json_stream import ListWriter, write_around
 from .paste import encode_window, mask_windows
 from .polygons import mask_to_polygons
 from .shards import LabelShards
@@ -229,15 +230,12 @@ class LabelWriter(BaseMetric):
                 report.write('{"failed": ')
                 failed = ListWriter(report)
                 if self.detections:
-                    counts = self._merge(coco, ListWriter(out), failed)
+                    labels = ListWriter(out)
+                    counts = self._merge(coco, labels, failed)
+                    labels.close()
                 else:
-                    for i, (key, value) in enumerate(coco.items()):
-                        out.write((", " if i else "{") + json.dumps(key) + ": ")
-                        if key == "annotations":
-                            counts = self._merge(coco, ListWriter(out), failed)
-                        else:
-                            out.write(json.dumps(value))
-                    out.write("}")
+                    merge = partial(self._merge, coco, failed=failed)
+                    counts = write_around(out, coco, "annotations", merge)
                 failed.close()
                 rest = {name: count for name, count in counts.items() if name != "failed"}
                 report.write(", " + json.dumps(rest)[1:])
@@ -280,7 +278,6 @@ class LabelWriter(BaseMetric):
                     if self.low_quality == "ignore":
                         ann["iscrowd"] = 1
             out.add(ann)
-        out.close()
         return counts
 
 

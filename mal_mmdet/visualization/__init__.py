@@ -2,6 +2,7 @@
 from .attention_maps import attention_maps, draw_attention
 from .label_sheet import draw_label_sheet
 from .panels import arrange, crop_to_image, draw_panel
+from .review_page import draw_thumbnail, write_page, write_review_page
 
 __all__ = [
     "arrange",
@@ -10,4 +11,7 @@ __all__ = [
     "draw_attention",
     "draw_label_sheet",
     "draw_panel",
+    "draw_thumbnail",
+    "write_page",
+    "write_review_page",
 ]

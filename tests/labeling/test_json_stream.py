@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from mal_mmdet.labeling import JSONList, ListWriter, json_stream, stream_json
+from mal_mmdet.labeling import JSONList, ListWriter, json_stream, stream_json, write_around
 
 
 def random_value(rng, depth=0):
@@ -94,3 +94,20 @@ def test_written_lists_are_json(entries):
         writer.add(entry)
     writer.close()
     assert json.loads(file.getvalue()) == entries
+
+
+@pytest.mark.parametrize("list_at", [0, 1, 2])
+def test_an_object_is_written_around_its_list(list_at):
+    names = ["ä", "b"]
+    names.insert(list_at, "list")
+    content = {name: [{"x": None}, 2] for name in names}
+    file = io.StringIO()
+
+    def write(writer):
+        for entry in (1, {"y": "é"}):
+            writer.add(entry)
+        return "done"
+
+    assert write_around(file, content, "list", write) == "done"
+    assert json.loads(file.getvalue()) == content | {"list": [1, {"y": "é"}]}
+    assert list(json.loads(file.getvalue())) == names

@@ -40,6 +40,7 @@ from mal_mmdet.labeling import (
     write_json,
 )
 from mal_mmdet.labeling import label_writer as writer_module
+from mal_mmdet.labeling import paste as paste_module
 from mal_mmdet.models import MaskAutoLabeler
 from mal_mmdet.models import mask_auto_labeler as model_module
 
@@ -131,15 +132,15 @@ def label(runner: Runner, watch: Stopwatch) -> None:
     model.view_logits = watch.timed("network", model.view_logits)
     quality = model_module.mask_quality
     model_module.mask_quality = watch.timed("quality", quality)
-    originals = writer_module.mask_window, writer_module.encode_window
-    writer_module.mask_window = _thread_timed(watch, "paste", originals[0])
+    originals = paste_module.mask_window, writer_module.encode_window
+    paste_module.mask_window = _thread_timed(watch, "paste", originals[0])
     writer_module.encode_window = _thread_timed(watch, "encode", originals[1])
     write = LabelShards.write
     LabelShards.write = watch.timed("write", write)
     try:
         watch.timed("in all", loop.run)()
     finally:
-        writer_module.mask_window, writer_module.encode_window = originals
+        paste_module.mask_window, writer_module.encode_window = originals
         LabelShards.write, model_module.mask_quality = write, quality
         del dataset._load, model.view_logits
         dataset.pipeline = pipeline
