@@ -50,7 +50,10 @@ def gigaflop(model: MaskAutoLabeler, size: int, area: float) -> dict[str, float]
 
 
 def all_reduce_bytes(parameters: int, gpus: int) -> float:
-    """Bytes that each GPU sends in a step: a ring passes its gradients 2 (n − 1) / n times."""
+    """Bytes that go from each GPU to the next in a step: the gradients, 2 (n − 1) / n times.
+
+    In a ring as many leave a machine, whatever the number of its GPUs.
+    """
     return parameters * BYTES * 2 * (gpus - 1) / gpus
 
 
@@ -64,8 +67,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--large", type=float, default=0.54, help="share of boxes over 96² px")
     parser.add_argument("--tflops", type=float, default=312, help="of a GPU at best")
     parser.add_argument("--utilization", type=float, default=0.35, help="share of that in reach")
-    parser.add_argument("--nvlink", type=float, default=300, help="GB/s a GPU sends in a machine")
-    parser.add_argument("--infiniband", type=float, default=25, help="GB/s a GPU sends to others")
+    parser.add_argument("--nvlink", type=float, default=300, help="GB/s of a GPU in its machine")
+    parser.add_argument("--network", type=float, default=25, help="GB/s of a machine to others")
     return parser.parse_args()
 
 
@@ -91,7 +94,7 @@ def main() -> None:
     table = Table("GPUs", "crops/s", "hours", "step", "gradients sent", "takes")
     for gpus in args.gpus:
         sent = all_reduce_bytes(parameters, gpus)
-        bandwidth = 1e9 * (args.nvlink if gpus <= PER_MACHINE else args.infiniband)
+        bandwidth = 1e9 * (args.nvlink if gpus <= PER_MACHINE else args.network)
         table.add_row(
             f"{gpus}",
             f"{rate * gpus:.0f}",
