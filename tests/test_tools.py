@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -593,6 +594,30 @@ def test_benchmark_training(trained, tmp_path):
     parts = ("student, forward", "teacher, forward", "student, backward", "CRF loss, forward")
     assert all(0 < figures[part] < figures["step"] for part in parts) and figures["data"] > 0
     assert 0 < figures["outside the networks"] < 1
+    assert 0.1 < figures["peak memory, GiB"] < 16
+
+
+def test_estimate_training(trained):
+    """The rows follow from the network's parameters and the work of a crop, printed above them."""
+    options = ["--gpus", 2, 16, "--crops", 3.6e6, "--large", 0, "--tflops", 0.002]
+    options += ["--utilization", 0.5]  # 1 GFLOP/s a GPU
+    done = run("tools/analysis_tools/estimate_training.py", trained[0], *options)
+    student, teacher = (
+        float(re.search(rf"medium box: .*{name} ([.\d]+) GFLOP", done.stdout)[1])
+        for name in ("student", "teacher")
+    )
+    assert 2.5 * teacher < student < 3.5 * teacher
+    (million,) = re.findall(r"([.\d]+) M parameters", done.stdout)
+    rows = [
+        [float(cell.split()[0]) for cell in line.strip("│ ").split("│")]
+        for line in done.stdout.splitlines()
+        if line.startswith("│")
+    ]
+    assert [row[0] for row in rows] == [2, 16]
+    for gpus, rate, hours, _, megabytes, _ in rows:
+        assert rate == pytest.approx(gpus / (student + teacher), rel=0.01)
+        assert hours == pytest.approx(1000 / rate, rel=0.01)
+        assert megabytes == pytest.approx(8 * float(million) * (1 - 1 / gpus), rel=0.01)
 
 
 def test_benchmark_label_memory():

@@ -65,8 +65,13 @@ def test_layer_wise_decay_refuses_encoders_without_depths(demo, tmp_path):
         model.get_layer_depth("student.backbone.weight")
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(demo, tmp_path, monkeypatch):
-    _, plain = trained(config(demo, tmp_path / "plain"))
+@pytest.mark.parametrize("frozen, layers", [(-1, [0, 1, 2]), (1, [2])])
+def test_gradient_checkpointing_changes_nothing_but_memory(
+    frozen, layers, demo, tmp_path, monkeypatch
+):
+    """Of an encoder whose start is frozen, from the second trained layer on."""
+    options = {"model.network.backbone.frozen_stages": frozen}
+    _, plain = trained(config(demo, tmp_path / "plain", **options))
     used = []
 
     def checkpoint(forward, *args):
@@ -74,10 +79,10 @@ def test_gradient_checkpointing_changes_nothing_but_memory(demo, tmp_path, monke
         return torch.utils.checkpoint.checkpoint(forward, *args)
 
     monkeypatch.setattr("mmengine.runner.activation_checkpointing.checkpoint", checkpoint)
-    cfg = config(demo, tmp_path / "checkpointed")
-    cfg.activation_checkpointing = [f"student.backbone.layers.{i}" for i in range(3)]
+    cfg = config(demo, tmp_path / "checkpointed", **options)
+    cfg.activation_checkpointing = [f"student.backbone.layers.{i}" for i in layers]
     _, saving = trained(cfg)
-    assert used and len(used) % 3 == 0
+    assert used and len(used) % len(layers) == 0
     for key, value in plain.items():
         torch.testing.assert_close(value, saving[key], msg=key)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 
-from mmengine.runner import Runner
+from mmdet.registry import RUNNERS
 
 from mal_mmdet.apis import (
     add_runner_arguments,
@@ -77,7 +77,7 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
-    Runner.from_cfg(cfg).train()
+    RUNNERS.build(cfg).train()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from mmdet.registry import HOOKS
 from mmdet.visualization import DetLocalVisualizer
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -42,7 +42,6 @@ class MaskVisualizationHook(Hook):
         self.num_samples = num_samples
         self.size = size
 
-    @master_only
     def after_train_iter(
         self,
         runner: Runner,
@@ -56,7 +55,10 @@ class MaskVisualizationHook(Hook):
         crops = data_batch["inputs"]["teacher"][: self.num_samples]
         samples = data_batch["data_samples"]["teacher"][: self.num_samples]
         instances = [sample.gt_instances for sample in samples]
+        # On every rank: with FSDP each holds a part of the student.
         probs = student_probs(model, crops, torch.cat([i.areas for i in instances]))
+        if not is_main_process():
+            return
         visualizer = DetLocalVisualizer()
         tiles = []
         for crop, instance, prob in zip(crops, instances, probs):

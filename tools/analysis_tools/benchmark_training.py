@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a training step of phase 1 spends its time: networks, losses, optimizer, teacher, data.
 
+Also the memory that the process takes at its peak.
+
 Crops are made-up images with one box each, so that the step can be timed without a data set; with
 ``--data`` the config's own data set is read as well, by one process, to compare.
 """
@@ -9,6 +11,7 @@ Crops are made-up images with one box each, so that the step can be timed withou
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import time
 from collections import defaultdict
@@ -23,6 +26,7 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
+from mmengine.runner import turn_on_activation_checkpointing
 from mmengine.structures import InstanceData
 from rich.console import Console
 from rich.table import Table
@@ -80,7 +84,7 @@ def made_up_batch(count: int, size: int, device: str) -> dict:
     return dict(inputs=inputs, data_samples=dict(student=samples))
 
 
-def time_steps(cfg: Config, steps: int, warmup: int = 3) -> dict[str, list[float]]:
+def time_steps(cfg: Config, steps: int, warmup: int) -> dict[str, list[float]]:
     """Trains on one batch over and over.
 
     Returns:
@@ -90,6 +94,7 @@ def time_steps(cfg: Config, steps: int, warmup: int = 3) -> dict[str, list[float
     device = get_device()
     cfg.model.network.pop("init_cfg", None)
     model: MaskAutoLabeler = MODELS.build(cfg.model).to(device).train()
+    turn_on_activation_checkpointing(model, cfg.get("activation_checkpointing", []))
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     size, count = cfg.train_dataloader.dataset.pipeline[1].size, cfg.train_dataloader.batch_size
     batch = made_up_batch(count, size, device)
@@ -134,6 +139,13 @@ def time_steps(cfg: Config, steps: int, warmup: int = 3) -> dict[str, list[float
     return timer.seconds
 
 
+def peak_memory() -> float:
+    """The most that this process has taken so far, in GiB: of the GPU, or, without one, at all."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # in KiB on Linux
+
+
 def time_samples(cfg: Config, count: int) -> float:
     """Seconds that one process needs for a crop of the config's training data set."""
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
@@ -158,6 +170,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config of phase 1")
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--warmup", type=int, default=3, help="steps before them")
     parser.add_argument("--data", type=int, default=0, metavar="N", help="also time N samples")
     parser.add_argument("--out", help="JSON file for the figures")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override the config")
@@ -169,7 +182,7 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     full_precision_without_gpu(cfg)
-    figures = summarize(time_steps(cfg, args.steps))
+    figures = summarize(time_steps(cfg, args.steps, args.warmup))
     count = cfg.train_dataloader.batch_size
     table = Table("part", "ms", "share", title=f"a step of {count} crops on {get_device()}")
     for name, value in figures.items():
@@ -178,6 +191,8 @@ def main() -> None:
     table.add_section()
     table.add_row("step", f"{figures['step']:.1f}", "100 %")
     table.add_row("outside the networks", "", f"{figures['outside the networks']:.1%}")
+    figures["peak memory, GiB"] = peak_memory()
+    table.add_row("peak memory", f"{figures['peak memory, GiB']:.2f} GiB", "")
     if args.data:
         figures["data"] = 1e3 * time_samples(cfg, args.data) * count
         table.add_row("a batch of data, one process", f"{figures['data']:.1f}", "")

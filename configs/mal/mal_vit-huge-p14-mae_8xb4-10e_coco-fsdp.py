@@ -1,0 +1,10 @@
+# ViT-H/14 with weights, gradients and the optimizer's state sharded over the GPUs, and the layers'
+# activations computed again in the backward pass.
+_base_ = './mal_vit-huge-p14-mae_8xb4-10e_coco.py'
+
+runner_type = 'FlexibleRunner'
+strategy = dict(
+    type='ResumableFSDPStrategy',
+    model_wrapper=dict(auto_wrap_policy='shard_networks_by_layer'),
+    activation_checkpointing=dict(check_fn='is_vit_layer'),
+    state_dict_cfg='full')  # checkpoints as without FSDP, for labeling

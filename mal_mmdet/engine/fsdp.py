@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training with weights, gradients and the optimizer's state sharded over the processes."""
+
+from __future__ import annotations
+
+from mmengine._strategy import FSDPStrategy
+from mmengine.device import get_device
+from mmengine.registry import FUNCTIONS, STRATEGIES
+from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from mal_mmdet.models import MaskNetwork
+
+
+@STRATEGIES.register_module()
+class ResumableFSDPStrategy(FSDPStrategy):
+    """MMEngine's FSDP, able to resume with today's PyTorch and to run without a GPU.
+
+    Args:
+        model_wrapper: Config of the wrapper, as MMEngine's.
+        kwargs: As MMEngine's.
+    """
+
+    def __init__(self, *, model_wrapper: dict | None = None, **kwargs) -> None:
+        without_gpu = get_device() == "cpu"
+        if without_gpu:
+            model_wrapper = dict(model_wrapper or {}, device_id="cpu")
+        super().__init__(model_wrapper=model_wrapper, **kwargs)
+        if without_gpu:
+            # PyTorch would free the tensors that it moves to where they already are, and crash.
+            self.state_dict_config.offload_to_cpu = False
+            self.optim_state_dict_config.offload_to_cpu = False
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        """Loads what ``optim_state_dict`` gave; the parent's arguments are in PyTorch 2.0's order.
+
+        Args:
+            state_dict: Of the optimizer, by names of parameters.
+        """
+        self.optim_wrapper.load_state_dict(
+            FullyShardedDataParallel.optim_state_dict_to_load(
+                model=self.model,
+                optim=self.optim_wrapper.optimizer,
+                optim_state_dict=state_dict,
+            )
+        )
+
+
+@FUNCTIONS.register_module()
+def is_vit_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer of mmpretrain's ViT; for ``check_fn``."""
+    return isinstance(module, TransformerEncoderLayer)
+
+
+@FUNCTIONS.register_module()
+def shard_networks_by_layer(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+    """Makes each layer of a ViT, and what remains of student and of teacher, a unit of FSDP.
+
+    Were the rest of both networks one unit, a rank would hold other parameters of the student than
+    of the teacher, which then could not follow. For ``auto_wrap_policy``.
+
+    Args:
+        module: A part of the model.
+        recurse: Whether FSDP asks if it should look into the module.
+        nonwrapped_numel: Number of its parameters that are in no unit yet; does not matter here.
+    """
+    return recurse or isinstance(module, MaskNetwork) or is_vit_layer(module)

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is sharded; tests/test_distributed.py trains with it."""
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import FUNCTIONS
+
+from tests.conftest import ROOT
+
+PLAIN = ROOT / "configs/mal/mal_vit-huge-p14-mae_8xb4-10e_coco.py"
+
+
+def test_config_shards_both_networks_alike_and_changes_nothing_else():
+    cfg = Config.fromfile(PLAIN.with_stem(f"{PLAIN.stem}-fsdp"))
+    with torch.device("meta"):
+        model = MODELS.build(cfg.model)
+    wrap = FUNCTIONS.get(cfg.strategy.model_wrapper.auto_wrap_policy)
+    check = FUNCTIONS.get(cfg.strategy.activation_checkpointing.check_fn)
+    modules = dict(model.named_modules())
+    assert all(wrap(module, True, 0) for module in modules.values())
+    layers = [f"backbone.layers.{i}" for i in range(32)]
+    units = {name for name, module in modules.items() if wrap(module, False, 0)}
+    networks = ("student", "teacher")
+    assert units == {*networks, *(f"{n}.{layer}" for n in networks for layer in layers)}
+    assert {name for name, module in modules.items() if check(module)} == units - {*networks}
+    assert cfg.pop("runner_type") == "FlexibleRunner" and cfg.pop("strategy")
+    assert cfg.to_dict() == Config.fromfile(PLAIN).to_dict()
