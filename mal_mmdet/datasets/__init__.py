@@ -9,9 +9,11 @@ from .seeded_sampler import SeededSampler
 from .transforms import (
     CropBBox,
     ExpandBBox,
+    FastColorJitter,
     LoadMaskQuality,
     PackBoxCrop,
     RandomExpandBBox,
+    RandomGaussianBlur,
     UnpackMaskQuality,
 )
 
@@ -20,12 +22,14 @@ __all__ = [
     "CocoBoxDataset",
     "CropBBox",
     "ExpandBBox",
+    "FastColorJitter",
     "LabelBatchSampler",
     "LoadMaskQuality",
     "MaskQualityDataset",
     "OpenImagesBoxDataset",
     "PackBoxCrop",
     "RandomExpandBBox",
+    "RandomGaussianBlur",
     "SeededSampler",
     "UnpackMaskQuality",
     "boxes_to_coco",

@@ -54,7 +54,7 @@ class MaskVisualizationHook(Hook):
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         crops = data_batch["inputs"]["teacher"][: self.num_samples]
-        samples = data_batch["data_samples"]["teacher"][: self.num_samples]
+        samples = data_batch["data_samples"]["student"][: self.num_samples]
         instances = [sample.gt_instances for sample in samples]
         probs = student_probs(model, crops, torch.cat([i.areas for i in instances]))
         visualizer = DetLocalVisualizer()
