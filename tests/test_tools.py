@@ -620,6 +620,20 @@ def test_estimate_training(trained):
         assert megabytes == pytest.approx(8 * float(million) * (1 - 1 / gpus), rel=0.01)
 
 
+def test_benchmark_data(trained, tmp_path):
+    few = ["--sizes", "160x120", "--files", 1, "--images", 4, "--crops", 4, "--repeats", 1]
+    out = tmp_path / "out.json"
+    run("tools/analysis_tools/benchmark_data.py", trained[0], *few, "--out", out)
+    figures = json.loads(out.read_text())
+    found = figures["sizes"]["160x120"]["ms"]
+    for name in ("plain", "ours", "image read once", "reduced scale"):
+        column = found[name]
+        stages = ("read", "crop", "colour", "blur", "pack", "rest")
+        assert column["in all"] == pytest.approx(sum(column[s] for s in stages), rel=0.2)
+        assert min(column[s] for s in ("read", "crop", "pack", "worker process")) > 0
+    assert figures["step_teraflops"] > 0
+
+
 def test_benchmark_label_memory():
     done = run("tools/analysis_tools/benchmark_label_memory.py", "--boxes", 20, 40)
     assert done.stdout.count("bytes for each further box") == 3

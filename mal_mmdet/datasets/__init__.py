@@ -10,9 +10,11 @@ from .seeded_sampler import SeededSampler
 from .transforms import (
     CropBBox,
     ExpandBBox,
+    FastColorJitter,
     LoadMaskQuality,
     PackBoxCrop,
     RandomExpandBBox,
+    RandomGaussianBlur,
     UnpackMaskQuality,
 )
 
@@ -21,6 +23,7 @@ __all__ = [
     "CocoBoxDataset",
     "CropBBox",
     "ExpandBBox",
+    "FastColorJitter",
     "ImageBoxDataset",
     "LabelBatchSampler",
     "LoadMaskQuality",
@@ -28,6 +31,7 @@ __all__ = [
     "OpenImagesBoxDataset",
     "PackBoxCrop",
     "RandomExpandBBox",
+    "RandomGaussianBlur",
     "SeededSampler",
     "UnpackMaskQuality",
     "boxes_to_coco",

@@ -54,6 +54,7 @@ class BoxCropDataset(Dataset):
         self.dataset.full_init()
         self.pipeline = Compose(pipeline)
         self.group_by_image = group_by_image
+        self._read: tuple[int, dict] = (-1, {})  # the last image, and its index
         images, instances = array("q"), array("q")
         for i in range(len(self.dataset)):
             for j, instance in enumerate(self.dataset.get_data_info(i)["instances"]):
@@ -109,9 +110,10 @@ class BoxCropDataset(Dataset):
             return self._image_sample(index)
         index, seed = index if isinstance(index, tuple) else (index, None)
         image, instance = self.boxes[index]
+        if self._read[0] != image:  # a neighbour in the order may be of the same image
+            self._read = image, self._load(image)
         with sample_seed(seed):
-            results = self._load(image)
-            return self.pipeline(self._box_results(results, instance))
+            return self.pipeline(self._box_results(self._read[1], instance))
 
     def _load(self, image: int) -> dict:
         info = self.dataset.get_data_info(image)

@@ -53,7 +53,7 @@ class MaskVisualizationHook(Hook):
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         crops = data_batch["inputs"]["teacher"][: self.num_samples]
-        samples = data_batch["data_samples"]["teacher"][: self.num_samples]
+        samples = data_batch["data_samples"]["student"][: self.num_samples]
         instances = [sample.gt_instances for sample in samples]
         # On every rank: with FSDP each holds a part of the student.
         probs = student_probs(model, crops, torch.cat([i.areas for i in instances]))

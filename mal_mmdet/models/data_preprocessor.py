@@ -31,9 +31,10 @@ class CropDataPreprocessor(BaseDataPreprocessor):
         """Normalises a collated batch.
 
         Args:
-            data: ``inputs`` and ``data_samples``; for training both are dicts of the
-                ``student`` and the ``teacher`` view with a list of uint8 crops (3, S, S) each,
-                for prediction lists of one uint8 stack (N, 3, S, S) per image.
+            data: ``inputs`` and ``data_samples``; for training dicts, the inputs of the
+                ``student`` and the ``teacher`` view with a list of uint8 crops (3, S, S) each, the
+                samples of the ``student``; for prediction lists of one uint8 stack (N, 3, S, S)
+                per image.
             training: Whether the batch is for training.
 
         Returns:

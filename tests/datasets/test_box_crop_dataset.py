@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from mmdet.registry import DATASETS
+from mmdet.structures.bbox import BaseBoxes
 from mmengine.dataset import pseudo_collate
+from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader
 
 from mal_mmdet.datasets import SeededSampler
@@ -27,8 +29,8 @@ def test_one_sample_a_box_with_two_views(configs, demo):
     for view in ("student", "teacher"):
         assert sample["inputs"][view].shape == (3, 32, 32)
         assert sample["inputs"][view].dtype == torch.uint8
-    student, teacher = (sample["data_samples"][v].gt_instances for v in ("student", "teacher"))
-    torch.testing.assert_close(student.bboxes, teacher.bboxes)
+    assert set(sample["data_samples"]) == {"student"}  # views share their box
+    student = sample["data_samples"]["student"].gt_instances
     x0, y0, x1, y1 = student.ori_bboxes[0].tolist()
     assert student.areas.item() == (x1 - x0) * (y1 - y0)
     boxes = {"bboxes", "ori_bboxes", "crop_bboxes", "areas", "labels"}
@@ -43,7 +45,7 @@ def test_the_flip_is_shared_and_moves_the_box(configs):
     flipped = dataset[(3, 11)]
     views = plain["inputs"]["teacher"], flipped["inputs"]["teacher"]
     assert torch.equal(views[0].flip(2), views[1])
-    boxes = [s["data_samples"]["teacher"].gt_instances.bboxes[0] for s in (plain, flipped)]
+    boxes = [s["data_samples"]["student"].gt_instances.bboxes[0] for s in (plain, flipped)]
     expected = torch.stack([32 - boxes[0][2], boxes[0][1], 32 - boxes[0][0], boxes[0][3]])
     torch.testing.assert_close(boxes[1], expected)
 
@@ -73,6 +75,76 @@ def test_workers_do_not_change_the_samples(configs):
         )
         batches.append([torch.stack(b["inputs"]["student"]) for b in loader])
     assert all(torch.equal(a, b) for a, b in zip(*batches))
+
+
+@pytest.mark.parametrize("boxes_per_image", [1, 2, 10])
+def test_every_box_is_dealt_once_with_neighbours_of_its_image(configs, boxes_per_image):
+    dataset = DATASETS.build(configs[0])
+    images = dataset.boxes[:, 0]
+    runs = sum(-(-count // boxes_per_image) for count in np.bincount(images))
+    orders = []
+    for seed, epoch in ((3, 0), (3, 0), (3, 1), (4, 0)):
+        sampler = SeededSampler(dataset, seed=seed, boxes_per_image=boxes_per_image)
+        sampler.set_epoch(epoch)
+        order = [index for index, _ in sampler]
+        assert sorted(order) == list(range(len(dataset)))
+        # Runs of one image may meet by chance, but there are never more.
+        assert np.count_nonzero(np.diff(images[order])) + 1 <= runs
+        orders.append(order)
+    assert orders[0] == orders[1] and orders[0] != orders[2] and orders[0] != orders[3]
+
+
+def test_ranks_share_an_order_without_parting_neighbours(configs, monkeypatch):
+    dataset = DATASETS.build(configs[0])
+    whole = dict(SeededSampler(dataset, seed=3, boxes_per_image=10))
+    dealt = []
+    for rank in range(3):
+        monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda rank=rank: (rank, 3))
+        sampler = SeededSampler(dataset, seed=3, boxes_per_image=10)
+        share = list(sampler)
+        assert len(share) == len(sampler)
+        dealt += share
+    assert dict(dealt) == whole  # seeds too: a sample does not depend on its rank
+    images = dataset.boxes[[index for index, _ in dealt], 0]
+    # Each of the two cuts parts one image at most, and rounding up repeats the first.
+    assert np.count_nonzero(np.diff(images)) + 1 <= len(np.unique(images)) + 3
+
+
+def test_neighbours_read_an_image_once_and_are_the_same_samples(configs):
+    dataset, fresh = DATASETS.build(configs[0]), DATASETS.build(configs[0])
+    read, load = [], dataset._load
+    dataset._load = lambda image: read.append(image) or load(image)
+    for index, seed in SeededSampler(dataset, seed=3, boxes_per_image=10):
+        fresh._read = (-1, {})
+        expected = fresh[(index, seed)]["inputs"]
+        for view, pixels in dataset[(index, seed)]["inputs"].items():
+            assert torch.equal(pixels, expected[view])
+    assert sorted(read) == np.unique(dataset.boxes[:, 0]).tolist()
+
+
+def test_no_box_of_an_image_is_refused(configs):
+    with pytest.raises(ValueError, match="boxes_per_image is 0"):
+        SeededSampler(DATASETS.build(configs[0]), boxes_per_image=0)
+
+
+def test_nothing_in_a_training_sample_is_larger_than_its_crop(configs):
+    """No mask or pixel of the whole image travels to the network."""
+    sample = DATASETS.build(configs[0])[(3, 11)]
+    sizes = []
+
+    def look(value):
+        if isinstance(value, (np.ndarray, torch.Tensor)):
+            sizes.append(int(np.prod(value.shape)))
+        elif isinstance(value, dict):
+            [look(v) for v in value.values()]
+        elif isinstance(value, (list, tuple)):
+            [look(v) for v in value]
+        elif isinstance(value, (BaseDataElement, BaseBoxes)):
+            [look(v) for v in vars(value).values()]
+
+    look(sample)
+    pixels = 3 * 32 * 32
+    assert sizes.count(pixels) == 2 and max(size for size in sizes if size != pixels) <= 4
 
 
 def test_sampler_seeds_differ_by_epoch_and_index(configs):

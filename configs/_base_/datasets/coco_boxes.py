@@ -15,25 +15,20 @@ train_pipeline = [
                 type='RandomApply',
                 prob=0.5,
                 transforms=dict(
-                    type='mmpretrain.ColorJitter',
+                    type='FastColorJitter',
                     brightness=0.4,
                     contrast=0.4,
                     saturation=0.2,
-                    hue=0.1,
-                    backend='cv2')),
-            dict(
-                type='RandomGrayscale',
+                    hue=0.1)),
+            dict(  # grey: all colour taken away
+                type='mmpretrain.ColorTransform',
+                magnitude=-1,
                 prob=0.2,
-                keep_channels=True,
-                channel_weights=(0.114, 0.587, 0.2989)),
-            dict(
-                type='mmpretrain.GaussianBlur',
-                prob=0.5,
-                magnitude_range=(0.1, 2.0),
-                magnitude_std='inf'),
+                random_negative_prob=0.0),
+            dict(type='RandomGaussianBlur', prob=0.5, sigma=(0.1, 2.0)),
             dict(type='PackBoxCrop')
         ],
-        teacher=[dict(type='PackBoxCrop')])
+        teacher=[dict(type='PackBoxCrop', with_box=False)])
 ]
 test_pipeline = [
     dict(type='ExpandBBox', margin=0.3),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
@@ -17,9 +18,19 @@ class PackBoxCrop(BaseTransform):
     one box: ``bboxes`` (1, 4) in the crop frame, ``ori_bboxes`` and ``crop_bboxes`` (1, 4) in
     the image frame, ``areas`` (1,) of the original box in image pixels, ``labels`` (1,), and
     ``ann_ids``, ``ann_indices`` and ``scores`` where the data set gives them. No masks.
+
+    Args:
+        with_box: Whether to add ``data_samples``. Views of a crop share their box, and each of its
+            tensors that a worker hands over takes a tenth of a millisecond of both processes.
     """
 
+    def __init__(self, with_box: bool = True) -> None:
+        self.with_box = with_box
+
     def transform(self, results: dict) -> dict:
+        inputs = torch.from_numpy(np.stack(cv2.split(results["img"])))
+        if not self.with_box:
+            return dict(inputs=inputs)
         x0, y0, x1, y1 = results["ori_bbox"].tolist()
         instances = InstanceData(
             bboxes=results["gt_bboxes"].tensor,
@@ -36,8 +47,7 @@ class PackBoxCrop(BaseTransform):
         keys = ("img_id", "img_path", "ori_shape", "img_shape", "flip", "flip_direction")
         sample = DetDataSample(metainfo={key: results.get(key) for key in keys})
         sample.gt_instances = instances
-        pixels = np.ascontiguousarray(results["img"].transpose(2, 0, 1))
-        return dict(inputs=torch.from_numpy(pixels), data_samples=sample)
+        return dict(inputs=inputs, data_samples=sample)
 
 
 def empty_instances() -> InstanceData:
