@@ -77,7 +77,7 @@ def test_teacher_is_the_moving_average_of_the_student(demo, tmp_path):
         previous = expected[-1] if expected else initial
         expected.append(0.996 * previous + 0.004 * student)
 
-    hook = next(h for h in runner.hooks if type(h).__name__ == "MeanTeacherHook")
+    hook = next(h for h in runner.hooks if type(h).__name__ == "MultiTensorMeanTeacherHook")
     original = hook.before_train
 
     def before_train(runner):

@@ -8,7 +8,7 @@ randomness = dict(seed=0)
 # tensorboard) a config adds: visualizer = dict(
 #     vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
 custom_hooks = [
-    dict(type='MeanTeacherHook', momentum=0.004),
+    dict(type='MultiTensorMeanTeacherHook', momentum=0.004),
     dict(type='MaskVisualizationHook', interval=1000, num_samples=8)
 ]
 # Every box has a mask; `tools/test.py --show-dir` draws them all, sure or not.

@@ -26,8 +26,8 @@ class MaskAutoLabeler(BaseModel):
     """Mask Auto-Labeler: learns a mask for every box from boxes alone.
 
     Student and teacher are two copies of one network. The student learns by gradient; the
-    teacher follows it through mmdet's ``MeanTeacherHook`` and only helps to make the target of
-    the CRF loss.
+    teacher follows it through :class:`MultiTensorMeanTeacherHook` and only helps to make the
+    target of the CRF loss.
 
     Args:
         network: Config of a :class:`MaskNetwork`.

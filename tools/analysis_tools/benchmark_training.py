@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from mmdet.engine.hooks import MeanTeacherHook
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS, HOOKS, MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
@@ -98,8 +97,7 @@ def time_steps(cfg: Config, steps: int, warmup: int) -> dict[str, list[float]]:
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     size, count = cfg.train_dataloader.dataset.pipeline[1].size, cfg.train_dataloader.batch_size
     batch = made_up_batch(count, size, device)
-    (momentum,) = (h.momentum for h in cfg.custom_hooks if h.type == "MeanTeacherHook")
-    teacher = MeanTeacherHook(momentum=momentum)
+    teacher = next(HOOKS.build(h) for h in cfg.custom_hooks if "MeanTeacherHook" in h.type)
 
     timer = StepTimer()
     forward = model.student.forward
@@ -135,7 +133,7 @@ def time_steps(cfg: Config, steps: int, warmup: int) -> dict[str, list[float]]:
                 optim_wrapper.step()
                 optim_wrapper.zero_grad()
             with timer.part("mean teacher"):
-                teacher.momentum_update(model, step)
+                teacher.momentum_update(model, teacher.momentum)
     return timer.seconds
 
 

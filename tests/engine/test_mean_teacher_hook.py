@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+
+import pytest
+import torch
+from mmdet.engine.hooks import MeanTeacherHook
+from torch import nn
+
+from mal_mmdet.engine import MultiTensorMeanTeacherHook
+
+
+def pair():
+    torch.manual_seed(0)
+    model = nn.Module()
+    for name in ("student", "teacher"):
+        network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2, bias=False))
+        model.add_module(name, network)
+    nn.init.normal_(model.student[1].running_mean)
+    model.teacher.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("momentum", [0.004, 0.3, 0.9])
+def test_equals_the_original(momentum):
+    model = pair()
+    expected = copy.deepcopy(model)
+    for _ in range(3):
+        MultiTensorMeanTeacherHook(momentum).momentum_update(model, momentum)
+        MeanTeacherHook(momentum).momentum_update(expected, momentum)
+    torch.testing.assert_close(model.state_dict(), expected.state_dict())
+    assert not torch.equal(model.teacher[0].weight, pair().teacher[0].weight)
+
+
+def test_begins_with_a_copy():
+    model = pair()
+    student = copy.deepcopy(model.student.state_dict())
+    MultiTensorMeanTeacherHook(0.004).momentum_update(model, 1)
+    for name, value in model.teacher.named_parameters():
+        assert torch.equal(value, student[name]), name
+    torch.testing.assert_close(dict(model.student.state_dict()), dict(student), rtol=0, atol=0)
+    assert all(value.grad_fn is None for value in model.teacher.parameters())
+
+
+def test_networks_that_differ():
+    model = pair()
+    model.teacher = model.teacher[:2]
+    with pytest.raises(RuntimeError):
+        MultiTensorMeanTeacherHook(0.004).momentum_update(model, 0.004)
+
+
+@pytest.mark.parametrize("momentum", [0, 1, -0.1])
+def test_bad_momentum(momentum):
+    with pytest.raises(AssertionError):
+        MultiTensorMeanTeacherHook(momentum)
