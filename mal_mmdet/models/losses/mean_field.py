@@ -9,14 +9,17 @@ The method states one step for both labels c: ``a_c = t_c · exp(Σ_j K_ij log x
 λ to ±log 9. The 1e-6 that the original adds to the denominator, which only moves exact
 near-ties to the background, is left out.
 
-Maps are laid out as one vector: each row of a crop is followed by k // 2 zeros and each crop by as
-many rows of zeros, so that a neighbour is a fixed number of places away, and a step is a few
-multiplications of whole contiguous vectors, for all crops at once.
+Maps are laid out as one vector, row after row and crop after crop, without the rows that are far
+from the box, so that a neighbour is a fixed number of places away, and a step is a few
+multiplications of whole contiguous vectors, for all crops at once. At the border of a crop the
+place holds some other pixel, to which the weight is 0; rows just outside the box, next to which
+rows may be missing, are background whatever they are told.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +31,7 @@ STEPS_BETWEEN_CHECKS = 10  # for a fixed point: the check waits for the device
 
 def pairwise_weights(
     images: Tensor, zeta: float = 0.1, omega: float = 1.0, kernel_size: int = 3
-) -> dict[tuple[int, int], Tensor]:
+) -> Iterator[tuple[tuple[int, int], Tensor]]:
     """Colour affinities ``K_ij = ω · exp(−|I_i − I_j|² / 2ζ²)`` of a pixel and its neighbours.
 
     Args:
@@ -37,8 +40,8 @@ def pairwise_weights(
         omega: Strength ω of the weights.
         kernel_size: Odd side of the neighbourhood.
 
-    Returns:
-        Offset (dy, dx) to the neighbour → weights of shape (B, h, w); 0 where the neighbour is
+    Yields:
+        Offset (dy, dx) to the neighbour, and weights of shape (B, h, w); 0 where the neighbour is
         outside the crop. Of each offset and its opposite only the one that points ahead in
         reading order is there, since K is symmetric, and a pixel's own weight, 1, is left out.
     """
@@ -46,19 +49,18 @@ def pairwise_weights(
         raise ValueError(f"kernel_size is {kernel_size}, but must be odd")
     height, width = images.shape[-2:]
     radius = kernel_size // 2
-    weights = {}
     for dy in range(radius + 1):
         for dx in range(-radius, radius + 1):
             if (dy, dx) <= (0, 0):
                 continue
             pixels = images[..., : max(height - dy, 0), max(-dx, 0) : max(width - max(dx, 0), 0)]
             others = images[..., dy:, max(dx, 0) : max(width + min(dx, 0), 0)]
-            weight = torch.exp((pixels - others).square().sum(1) / (-2 * zeta**2)) * omega
+            distance = (pixels - others).square_().sum(1)
+            weight = distance.mul_(-1 / (2 * zeta**2)).exp_().mul_(omega)
             # Denormal numbers would make every step slower and no sum different.
-            weight = F.threshold(weight, 1e-30, 0.0)
+            weight = F.threshold_(weight, 1e-30, 0.0)
             sides = [max(-dx, 0), max(dx, 0), 0, dy]
-            weights[dy, dx] = F.pad(weight, sides)[..., :height, :width]
-    return weights
+            yield (dy, dx), F.pad(weight, sides)[..., :height, :width]
 
 
 @torch.no_grad()
@@ -87,9 +89,10 @@ def mean_field(
     # Outside the box x is 0.1 at every step, so the box and a frame around it are enough.
     window = (slice(None), *box_window(box_masks, kernel_size // 2))
     if probs[window].numel():
-        images = images[(slice(None), *window)]
-        weights = pairwise_weights(images, zeta, omega, kernel_size)
-        masks[window] = _iterate(probs[window], box_masks[window], weights, num_steps)
+        weights = pairwise_weights(images[(slice(None), *window)], zeta, omega, kernel_size)
+        masks[window] = _iterate(
+            probs[window], box_masks[window], weights, kernel_size // 2, num_steps
+        )
     return masks
 
 
@@ -106,21 +109,26 @@ def box_window(box_masks: Tensor, margin: int) -> tuple[slice, slice]:
 
 
 def _iterate(
-    probs: Tensor, box_masks: Tensor, weights: dict[tuple[int, int], Tensor], num_steps: int
+    probs: Tensor,
+    box_masks: Tensor,
+    weights: Iterable[tuple[tuple[int, int], Tensor]],
+    radius: int,
+    num_steps: int,
 ) -> Tensor:
-    (batch, height, width), radius = probs.shape, max((dy for dy, _ in weights), default=0)
-    row = width + radius
-    size, margin = batch * (height + radius) * row, radius * (row + 1)
+    width = probs.shape[2]
+    rows = (box_masks > 0).any(2).float()
+    rows = F.max_pool1d(rows[:, None], 2 * radius + 1, 1, radius).flatten().nonzero()[:, 0]
+    size, margin = len(rows) * width, radius * (width + 1)
 
     def lay_out(maps: Tensor) -> Tensor:
-        return F.pad(F.pad(maps, [0, radius, 0, radius]).flatten(), [margin, margin])
+        return F.pad(maps.flatten(0, 1)[rows].flatten(), [margin, margin])
 
     def at(vector: Tensor, offset: int = 0) -> Tensor:
         return vector[margin + offset : margin + offset + size]
 
     log_odds = lay_out((probs * box_masks).clamp(0.1, 0.9).logit())
     log_box = at(lay_out(box_masks.log()))  # −inf outside the box: clamped to the background below
-    pairs = [(dy * row + dx, lay_out(weight)) for (dy, dx), weight in weights.items()]
+    pairs = [(dy * width + dx, lay_out(weight)) for (dy, dx), weight in weights]
     other = torch.zeros_like(log_odds)
     for step in range(num_steps):
         update = torch.add(at(log_odds), log_box, out=at(other))
@@ -131,5 +139,6 @@ def _iterate(
         log_odds, other = other, log_odds
         if (step + 1) % STEPS_BETWEEN_CHECKS == 0 and torch.equal(log_odds, other):
             break
-    found = at(log_odds).view(batch, height + radius, row)
-    return found[:, :height, :width] > 0
+    masks = torch.zeros_like(probs, dtype=torch.bool)
+    masks.flatten(0, 1)[rows] = at(log_odds).view(-1, width) > 0
+    return masks

@@ -81,7 +81,7 @@ def test_the_small_term_left_out_decides_hardly_a_pixel_of_a_photograph(zeta):
 def test_pairwise_weights_against_the_dense_matrix():
     _, _, images = example()
     matrix = naive_weights(images, 0.3, 2.0, 3)
-    weights = pairwise_weights(images, 0.3, 2.0, 3)
+    weights = dict(pairwise_weights(images, 0.3, 2.0, 3))
     assert list(weights) == [(0, 1), (1, -1), (1, 0), (1, 1)]
     for (dy, dx), weight in weights.items():
         assert weight.shape == (2, 9, 11)
@@ -107,7 +107,7 @@ def test_fills_a_uniform_region_and_stops_at_its_edge():
     assert masks[..., :6].all() and not masks[..., 6:].any()
 
 
-@pytest.mark.parametrize("place", ["corner", "line", "pixel", "whole", "nothing"])
+@pytest.mark.parametrize("place", ["corner", "line", "pixel", "whole", "gaps", "nothing"])
 @pytest.mark.parametrize("k", [3, 5])
 def test_boxes_at_the_border_and_of_any_size(place, k):
     probs, box, images = example()
@@ -120,6 +120,8 @@ def test_boxes_at_the_border_and_of_any_size(place, k):
         box[0, 8, 10] = 1
     elif place == "whole":
         box.fill_(1)
+    elif place == "gaps":  # of fewer and of more rows than the neighbourhood has
+        box[0, :4] = box[0, 5:7] = box[0, 8] = box[1, 2:7, 1:7] = 1
     expected = naive_mean_field(probs, box, images, 0.5, 1.0, k, 12, eps=0)
     assert torch.equal(mean_field(probs, box, images, 0.5, 1.0, k, 12), expected)
     assert expected.any() or place in ("nothing", "pixel", "line")
@@ -158,4 +160,4 @@ def test_stopping_at_the_fixed_point_changes_nothing(monkeypatch):
 
 def test_even_kernel_is_refused():
     with pytest.raises(ValueError, match=r"kernel_size is 4.*odd"):
-        pairwise_weights(torch.zeros(1, 3, 4, 4), kernel_size=4)
+        list(pairwise_weights(torch.zeros(1, 3, 4, 4), kernel_size=4))
