@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/dependencies.md names everything that an installation brings with it."""
+
+import re
+from importlib.metadata import PackageNotFoundError, requires
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.conftest import ROOT
+
+
+def closure(requirements: list[str]) -> set[str]:
+    """Names of the packages that are installed for requirements, and for theirs."""
+    found: set[tuple[str, frozenset]] = set()
+    todo = [Requirement(line) for line in requirements]
+    while todo:
+        package = todo.pop()
+        key = canonicalize_name(package.name), frozenset(package.extras)
+        if key in found:
+            continue
+        try:
+            needs = [Requirement(line) for line in requires(package.name) or []]
+        except PackageNotFoundError:
+            continue  # optional, such as the CUDA libraries of a CPU build
+        found.add(key)
+        for extra in ("", *package.extras):
+            todo += [r for r in needs if not r.marker or r.marker.evaluate(dict(extra=extra))]
+    return {name for name, _ in found}
+
+
+def test_every_dependency_is_listed():
+    table = re.findall(r"^\| (.+) \| (.+) \|$", (ROOT / "docs/dependencies.md").read_text(), re.M)
+    listed = [
+        name.strip(" *") for license, names in table[2:] for name in names.split(",") if license
+    ]
+    assert len(listed) == len(set(listed))
+    direct = (ROOT / "requirements.txt").read_text().split()
+    installed = closure(direct)
+    assert len(installed) > 50
+    assert installed <= set(listed), f"not listed: {sorted(installed - set(listed))}"
