@@ -3,6 +3,7 @@
 
 import ast
 import importlib
+import inspect
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import OPTIM_WRAPPERS
 
 from mal_mmdet.apis import generate_labels
 from mal_mmdet.labeling import export_labels, read_coco, write_json
@@ -326,3 +328,35 @@ def test_every_field_of_a_label_file_is_documented(demo, tmp_path):
     page = (ROOT / "docs/label_file.md").read_text(encoding="utf-8")
     for key in (*changed, *info, *info["versions"], *report, *report["failed"][0]):
         assert f"`{key}`" in page, key
+
+
+def is_setting(cfg: Config, name: str) -> bool:
+    """Whether a config has a setting, or the class that it configures has such an argument."""
+    node = cfg
+    for part in name.split("."):
+        if isinstance(node, list):
+            node = node[int(part)]
+        elif part in node:
+            node = node[part]
+        else:
+            kinds = (registry.get(node.get("type", "")) for registry in (MODELS, OPTIM_WRAPPERS))
+            classes = [c for kind in kinds if kind for c in kind.__mro__]
+            return any(part in inspect.signature(c.__init__).parameters for c in classes)
+    return True
+
+
+@pytest.mark.parametrize("page", ["method", "migration"])
+def test_settings_exist(page):
+    """Settings that the tables of options name, in the config of the paper's main run."""
+    cfg = Config.fromfile(ROOT / "configs/mal/mal_vit-base-mae_8xb4-10e_coco.py")
+    text = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+    parts = "model|optim_wrapper|train_dataloader|test_dataloader|test_evaluator|train_cfg"
+    names = re.findall(rf"`((?:{parts}|param_scheduler)\.[\w.]+)(?:=[^`]*)?`", text)
+    if page == "migration":  # the names of TAO's options stand on the left
+        rows = re.findall(r"^\|.*?\|.*?\|(.*)\|$", text, re.MULTILINE)
+        names = [name for name in names if any(f"`{name}" in row for row in rows)]
+    assert len(names) >= 10
+    # MMEngine takes these two before it builds the wrapper.
+    taken = ("optim_wrapper.constructor", "optim_wrapper.paramwise_cfg")
+    names = [name for name in names if name not in taken]
+    assert [name for name in names if not is_setting(cfg, name)] == []
