@@ -45,7 +45,8 @@ def draw_attention_maps(
         img_dir: Folder that the file's ``file_name``s are relative to.
         out_dir: Folder for the pictures, ``attention_<annotation id>.png``.
         ids: Annotation ids to draw; without them ``number`` boxes chosen at random.
-        number, seed: How many boxes to choose, and the seed of the choice.
+        number: How many boxes to choose.
+        seed: Seed of the choice.
         layers: Layers to draw, from 1; without them the last of each third of the encoder.
         source: Whose encoder, ``'student'`` or ``'teacher'``.
         size: Side of one panel in pixels.

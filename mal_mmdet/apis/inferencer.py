@@ -162,7 +162,8 @@ class MALInferencer(BaseInferencer):
             out_dir: Folder for drawn pictures, ``vis/<name>.jpg``, and predictions with RLE,
                 ``preds/<name>.json``. A name is the path below the folder that all images share;
                 arrays are numbered. Nothing is written without it.
-            no_save_vis, no_save_pred: Whether to leave one of the two out.
+            no_save_vis: Whether to leave the pictures out.
+            no_save_pred: Whether to leave the predictions out.
 
         Returns:
             ``predictions``, one an image: ``img_path`` (None for arrays), ``bboxes``, ``labels``,
@@ -264,7 +265,8 @@ class MALInferencer(BaseInferencer):
             inputs: The images, see :class:`ImageBoxDataset`.
             preds: What :meth:`forward` gives.
             names: Of the pictures.
-            show, wait_time: As in :meth:`__call__`.
+            show: As in :meth:`__call__`.
+            wait_time: As in :meth:`__call__`.
             vis_dir: Folder to write ``<name>.jpg`` to.
             classes: Names of the labels; without them those of ``visualizer.dataset_meta``.
 
@@ -307,7 +309,8 @@ class MALInferencer(BaseInferencer):
             preds: What :meth:`forward` gives.
             names: Of the files.
             pred_dir: Folder to write ``<name>.json`` to.
-            mask_format, return_datasamples: As in :meth:`__call__`.
+            mask_format: As in :meth:`__call__`.
+            return_datasamples: As in :meth:`__call__`.
         """
         results = []
         for pred, name in zip(preds, names):

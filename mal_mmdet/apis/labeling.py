@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import mmcv
@@ -39,7 +40,7 @@ def generate_labels(
     only_missing: bool = False,
     date: str | None = None,
     resume: bool = False,
-    **writer_options,
+    **writer_options: Any,
 ) -> int:
     """Labels the boxes of a COCO file through the runner's test loop.
 
@@ -52,15 +53,17 @@ def generate_labels(
         ann_file: COCO file with the boxes.
         img_dir: Folder that the file's images are relative to, see :func:`image_file`.
         out_file: COCO file to write; a report stands beside it, see :class:`LabelWriter`.
-        label_source, flip_test, thresholds, predict_dtype: Override the model's, see
-            :class:`MaskAutoLabeler`.
+        label_source: Overrides the model's, see :class:`MaskAutoLabeler`.
+        flip_test: Likewise.
+        thresholds: Likewise.
+        predict_dtype: Likewise.
         detections: COCO results file of a detector, whose boxes are labeled in place of the
             annotations; what is written is then a results file too.
         only_missing: Whether annotations with a mask keep it.
         date: Is written into the file's ``info``, beside versions, config, and the hash of the
             weights.
         resume: Whether to go on with what an interrupted run has left, if it left anything.
-        writer_options: ``mask_format``, ``min_quality`` and ``low_quality`` of the
+        **writer_options: ``mask_format``, ``min_quality`` and ``low_quality`` of the
             :class:`LabelWriter`.
 
     Returns:

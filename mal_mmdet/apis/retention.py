@@ -83,7 +83,9 @@ def measure_retention(
         val_labels: COCO file with human masks to measure AP with.
         work_dir: Gets a folder for each row and seed, and the tables.
         seeds: How many; row for row they are 0, 1, ...
-        data_root, img_dir, val_img_dir: See :func:`use_labels`.
+        data_root: See :func:`use_labels`.
+        img_dir: Likewise.
+        val_img_dir: Likewise.
         options: Settings that override those of all configs.
         launcher: See :func:`set_launcher`.
 

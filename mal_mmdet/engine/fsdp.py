@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmengine._strategy import FSDPStrategy
 from mmengine.device import get_device
 from mmengine.registry import FUNCTIONS, STRATEGIES
@@ -19,10 +21,10 @@ class ResumableFSDPStrategy(FSDPStrategy):
 
     Args:
         model_wrapper: Config of the wrapper, as MMEngine's.
-        kwargs: As MMEngine's.
+        **kwargs: As MMEngine's.
     """
 
-    def __init__(self, *, model_wrapper: dict | None = None, **kwargs) -> None:
+    def __init__(self, *, model_wrapper: dict | None = None, **kwargs: Any) -> None:
         without_gpu = get_device() == "cpu"
         if without_gpu:
             model_wrapper = dict(model_wrapper or {}, device_id="cpu")

@@ -12,7 +12,8 @@ def boundary_iou(mask_a: np.ndarray, mask_b: np.ndarray, dilation_ratio: float =
     the outside of the image, within the distance d (chessboard metric, as in the original).
 
     Args:
-        mask_a, mask_b: Bool, shape (H, W), the whole image.
+        mask_a: Bool, shape (H, W), the whole image.
+        mask_b: Likewise.
         dilation_ratio: d as a share of the image's diagonal; d is rounded to whole pixels and
             at least 1.
 

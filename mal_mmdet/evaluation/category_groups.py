@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from mmdet.datasets import CocoDataset
 
-# Between things and stuff: large, and often cut or covered (paper, Sec. 4).
 COCO_SEMI_STUFF = (
     "bus",
     "train",
@@ -21,7 +20,11 @@ COCO_SEMI_STUFF = (
     "sink",
     "refrigerator",
 )
+"""Between things and stuff: large, and often cut or covered (paper, Sec. 4)."""
+
 COCO_THINGS = tuple(c for c in CocoDataset.METAINFO["classes"] if c not in COCO_SEMI_STUFF)
+"""The other categories of COCO."""
+
 PRESETS = dict(coco={"things": COCO_THINGS, "semi-stuff": COCO_SEMI_STUFF})
 
 

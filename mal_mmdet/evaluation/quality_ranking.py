@@ -30,7 +30,8 @@ def rank_quality(qualities: np.ndarray, ious: np.ndarray) -> dict[str, float]:
     """Compares estimates of mask quality with the true IoU.
 
     Args:
-        qualities, ious: Of each mask, (N,); the larger, the better.
+        qualities: Of each mask, (N,); the larger, the better.
+        ious: Likewise.
 
     Returns:
         ``num``; ``spearman``, the rank correlation, NaN if one of the two is constant; and

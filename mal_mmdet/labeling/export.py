@@ -113,6 +113,7 @@ def to_cvat(coco: dict[str, Any]) -> Files:
 EXPORTS: dict[str, Callable[[dict[str, Any]], Files]] = dict(
     yolo=to_yolo, labelme=to_labelme, cvat=to_cvat
 )
+"""Writers of masks, by the name of their format."""
 
 
 def check_masks(coco: dict[str, Any]) -> None:

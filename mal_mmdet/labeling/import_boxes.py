@@ -238,6 +238,7 @@ def read_csv(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Iter
 IMPORTS: dict[str, Callable[[Path, Path, Sequence[str] | None], Iterator[BoxedImage]]] = dict(
     yolo=read_yolo, voc=read_voc, labelme=read_labelme, csv=read_csv
 )
+"""Readers of boxes, by the name of their format."""
 
 
 def import_boxes(

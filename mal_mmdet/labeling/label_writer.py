@@ -25,7 +25,11 @@ from .polygons import mask_to_polygons
 from .shards import LabelShards
 
 MASK_FORMATS = ("rle", "polygon")
+"""What ``segmentation`` may be."""
+
 LOW_QUALITY = ("keep", "ignore", "drop")
+"""What may become of a mask whose quality is too low; ``ignore`` marks it as crowd."""
+
 RESULT_FIELDS = ("segmentation", "mask_quality")  # of a detection; the score is its own
 SHARD_BOXES = 5000
 SHARD_SECONDS = 60.0  # the most work that a kill can cost

@@ -141,7 +141,10 @@ def paste_mask(
     """Writes the mask of one box into the image frame.
 
     Args:
-        prob, crop_bbox, bbox, threshold: As in :func:`mask_window`; ``prob`` a tensor.
+        prob: As in :func:`mask_window`, but a tensor.
+        crop_bbox: As in :func:`mask_window`.
+        bbox: As in :func:`mask_window`.
+        threshold: As in :func:`mask_window`.
         out: Bool, shape (H, W), all False; changed in place.
 
     Returns:

@@ -12,6 +12,7 @@ from .shards import sha256
 FORMAT, VERSION = "mal_mmdet review", 1  # review.js writes them
 DECISIONS = ("accepted", "rejected", "flagged")
 REJECTED = ("drop", "ignore")
+"""What may become of rejected annotations; ``ignore`` marks them as crowd."""
 
 
 def read_decisions(path: str | Path, label_file: str | Path) -> dict[int | str, str]:

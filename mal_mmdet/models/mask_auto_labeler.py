@@ -31,7 +31,8 @@ class MaskAutoLabeler(BaseModel):
 
     Args:
         network: Config of a :class:`MaskNetwork`.
-        mil_loss, crf_loss: Configs of the two losses.
+        mil_loss: Config of the multiple-instance loss.
+        crf_loss: Config of the CRF loss.
         data_preprocessor: Config of a :class:`CropDataPreprocessor`.
         label_source: Whose logits make the labels: ``'student'``, ``'teacher'`` or ``'both'``
             (their mean).

@@ -121,7 +121,8 @@ def span_coverage(low: Tensor, high: Tensor, length: int) -> Tensor:
     """The share of each of ``length`` cells of an axis that [low, high) covers.
 
     Args:
-        low, high: Ends of the spans in cells, floating, shape (N,).
+        low: Lower ends of the spans in cells, floating, shape (N,).
+        high: Upper ends, likewise.
         length: Number of cells.
 
     Returns:

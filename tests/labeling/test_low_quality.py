@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options in docs/labeling.md keep stock detectors away from ignored boxes."""
+"""The options in docs/quality.md keep stock detectors away from ignored boxes."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.structures import InstanceData
 
-DOCS = Path(__file__).parents[2] / "docs/labeling.md"
+DOCS = Path(__file__).parents[2] / "docs/quality.md"
 
 
 @pytest.mark.parametrize("stage", ["rpn", "rcnn"])

@@ -15,12 +15,10 @@ from mmpretrain.datasets import ColorJitter
 class FastColorJitter(ColorJitter):
     """mmpretrain's ``ColorJitter``, which draws the same numbers, in a fraction of its time.
 
-    It rounds after each of the four changes where the original truncates.
+    It rounds after each of the four changes where the original truncates. Its arguments are the
+    original's; each of the four is needed.
 
     Required keys: ``img``, uint8, BGR. Changed keys: ``img``.
-
-    Args:
-        brightness, contrast, saturation, hue: As in the original; each is needed.
     """
 
     def transform(self, results: dict) -> dict:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import Any
+
 from mmdet.registry import MODELS
 from mmpretrain.models import VisionTransformer
 from torch import Tensor, nn
@@ -16,10 +18,10 @@ class ConvStemVisionTransformer(VisionTransformer):
     Args:
         img_size: Side of the crop in pixels, a multiple of 16; sets the grid of the position
             embedding.
-        kwargs: Of ``mmpretrain.VisionTransformer``, less ``patch_size`` and ``patch_cfg``.
+        **kwargs: Of ``mmpretrain.VisionTransformer``, less ``patch_size`` and ``patch_cfg``.
     """
 
-    def __init__(self, img_size: int = 224, **kwargs) -> None:
+    def __init__(self, img_size: int = 224, **kwargs: Any) -> None:
         super().__init__(img_size=img_size, patch_size=ConvStem.stride, **kwargs)
         self.patch_embed = ConvStem(self.embed_dims, self.patch_resolution)
 
