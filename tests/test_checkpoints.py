@@ -165,7 +165,9 @@ def test_an_honest_checkpoint_is_read_whole(trained):
     assert found.keys() == expected.keys() > {"optimizer", "ema_state_dict", "param_schedulers"}
     logs = found["message_hub"]["log_scalars"]["train/loss"]
     assert logs.statistics("mean") == np.mean(logs.data[0]) > 0
-    assert all(torch.equal(found["state_dict"][key], v) for key, v in expected["state_dict"].items())
+    assert all(
+        torch.equal(found["state_dict"][key], v) for key, v in expected["state_dict"].items()
+    )
 
 
 def test_arguments_and_numbers_that_others_save_are_read(tmp_path):

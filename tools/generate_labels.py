@@ -71,6 +71,11 @@ def parse_args() -> argparse.Namespace:
         help="keep masks that annotations have; label the others",
     )
     parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="read images that the COCO file names outside the folder of the images",
+    )
+    parser.add_argument(
         "--min-quality",
         type=float,
         default=0.0,
@@ -124,6 +129,7 @@ def main() -> int:
             predict_dtype=args.dtype,
             detections=args.boxes,
             only_missing=args.only_missing,
+            allow_outside=args.allow_outside,
             date=args.date,
             resume=args.resume,
             mask_format=args.mask_format,

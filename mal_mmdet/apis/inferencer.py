@@ -424,7 +424,9 @@ class MALInferencer(BaseInferencer):
         cfg = copy.deepcopy(self.cfg)
         whole = _is_folder(inputs)
         use_boxes(cfg, ann_file, inputs if whole else "")
-        dataset = DATASETS.build(dict(cfg.test_dataloader.dataset.dataset, pipeline=[]))
+        # Files that the caller names may lie anywhere.
+        options = dict(pipeline=[], allow_outside=not whole)
+        dataset = DATASETS.build(dict(cfg.test_dataloader.dataset.dataset, **options))
         images = [dataset.get_data_info(i) for i in range(len(dataset))]
         for image in images:
             image["instances"] = [box for box in image["instances"] if not box["ignore_flag"]]

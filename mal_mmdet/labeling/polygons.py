@@ -3,10 +3,19 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from .coco_file import is_finite
+
+FARTHEST = 4  # a corner may lie so many sides of the image away
+# The runs of a compressed RLE: five bits and a flag that more follow to a character.
+COMPRESSED = r"(?:[P-o]{0,6}[0-O])+"
+UNREADABLE = "its mask is no RLE of the pixels of its image"
 MIN_IOU = 0.98
 # Pixels, tried in this order. One pixel makes stairs straight; 0.6 only takes corners of one pixel
 # away, which hardly a centre of a pixel notices.
@@ -15,6 +24,45 @@ TOLERANCES = (1.0, 0.6)
 # is not quite closed: mmdet's crops repair polygons with `buffer(0)`, which closes a cut without
 # width and fills the hole.
 CUT_OFFSET, CUT_WIDTH = 0.25, 0.01
+
+
+def mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
+    """What keeps stock loaders from reading a mask; None if nothing does.
+
+    pycocotools, which they use, takes the bytes of an RLE on trust.
+
+    Args:
+        segmentation: From a COCO file: polygons, or RLE, compressed or not.
+        image: The entry of its image, sound in the eyes of :func:`find_problems`.
+    """
+    height, width = size = [image["height"], image["width"]]
+    if isinstance(segmentation, list) and segmentation:
+        reach = FARTHEST * max(size)
+        for polygon in segmentation:
+            numbers = isinstance(polygon, list) and all(map(is_finite, polygon))
+            if not numbers or not all(-reach < v < reach for v in polygon):
+                return f"expected polygons [x, y, …] in and around the image, found {polygon!r:.80}"
+        return None
+    if not isinstance(segmentation, dict) or not segmentation.keys() >= {"size", "counts"}:
+        return (
+            f"expected a mask, polygons or RLE, as tools/generate_labels.py writes them, found "
+            f"{segmentation!r:.80}"
+        )
+    if segmentation["size"] != size:
+        return (
+            f"expected a mask of the size {size} of its image, found {segmentation['size']!r:.40}"
+        )
+    counts = segmentation["counts"]
+    if isinstance(counts, list):
+        whole = all(type(count) is int and count >= 0 for count in counts)
+        return None if whole and sum(counts) == height * width else UNREADABLE
+    if not isinstance(counts, str) or not re.fullmatch(COMPRESSED, counts):
+        return UNREADABLE
+    try:
+        mask_utils.decode(dict(size=size, counts=counts))
+    except ValueError:  # runs of another number of pixels
+        return UNREADABLE
+    return None
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
