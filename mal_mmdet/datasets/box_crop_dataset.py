@@ -134,9 +134,11 @@ class BoxCropDataset(Dataset):
             ) from error
         found = results["img"].shape[:2]
         if None not in expected and found != expected:
+            turned = found == expected[::-1]
             raise RuntimeError(
                 f"image {path} has {found[1]}×{found[0]} pixels, but its annotation file says "
                 f"{expected[1]}×{expected[0]}: the boxes would not fit"
+                + (". It is loaded the way that its EXIF orientation turns it" if turned else "")
             )
         return results
 

@@ -244,6 +244,7 @@ class LabelWriter(BaseMetric):
                 images = [dict(image=by_id[i], problem=text) for i, text in broken.items()]
                 report.write("{")
                 if images:
+                    print_log(f"{len(images)} images are left out, see the report", "current")
                     report.write(f'"images": {json.dumps(without_nan(images))}, ')
                 report.write('"failed": ')
                 failed = ListWriter(report)
