@@ -25,6 +25,7 @@ from mmengine.runner.checkpoint import CheckpointLoader, get_torch_safe_globals
 
 _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 _torch_load = torch.load
+STATISTICS = ("min", "max", "mean", "current")
 
 
 @contextmanager
@@ -45,10 +46,9 @@ def history_method(owner: Any, name: str) -> Callable:
     Raises:
         UnpicklingError: Something else is asked for.
     """
-    method = vars(HistoryBuffer).get(name)
-    if owner is not HistoryBuffer or name.startswith("_") or not callable(method):
+    if owner is not HistoryBuffer or name not in STATISTICS:
         raise UnpicklingError(f"getattr of {name!r:.40}")
-    return method
+    return getattr(HistoryBuffer, name)
 
 
 # What the checkpoints of MMEngine's runner hold beside tensors, their logs above all, and the

@@ -17,6 +17,7 @@ import numpy as np
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from pycocotools.coco import COCO
 
 from mal_mmdet.labeling import LabelWriter, read_coco, report_path, shard_folder
 
@@ -53,19 +54,24 @@ class Labeler:
         os.mkfifo(self.images / "pipe.png")  # to open it would wait for ever
         (self.images / "zero.png").symlink_to("/dev/zero")
         cv2.imwrite(str(folder / "outside.png"), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
-        self.boxes, self.out = folder / "boxes.json", folder / "labels.json"
+        self.boxes, self.results = folder / "boxes.json", folder / "results.json"
+        self.out = folder / "labels.json"
 
-    def label(self, content: bytes, **options) -> int | None:
+    def label(self, content: bytes, detections: bytes | None = None, **options) -> int | None:
         """Labels what is in a file and checks the result.
 
         Args:
             content: Of the file.
+            detections: Content of a results file whose boxes are labeled instead.
             options: ``only_missing``, ``allow_outside``, ``mask_format``.
 
         Returns:
             Number of masks; None if it was refused, with one error that names the file.
         """
         self.boxes.write_bytes(content)
+        if detections is not None:
+            self.results.write_bytes(detections)
+            options["detections"] = str(self.results)
         # To wait for the disk and for all of Python's garbage is no part of what is tested.
         with (
             patch("gc.collect"),
@@ -75,10 +81,13 @@ class Labeler:
             try:
                 self._label(**options)
             except ValueError as error:
-                assert str(self.boxes) in str(error) and len(str(error)) < 1000, error
+                assert any(str(f) in str(error) for f in (self.boxes, self.results)), error
+                assert len(str(error)) < 1000
                 return None
             finally:
                 shutil.rmtree(shard_folder(self.out), ignore_errors=True)
+        if detections is not None:
+            return self.check_results()
         return self.check(options.get("only_missing", False))
 
     def _label(self, mask_format: str = "rle", **options) -> None:
@@ -102,6 +111,17 @@ class Labeler:
         finally:
             writer._pool.shutdown()
             writer.shards.release()
+
+    def check_results(self) -> int:
+        """Every detection is in one of the two files, and pycocotools loads the results."""
+        report = json.loads(report_path(self.out).read_text(), parse_constant=refuse)
+        found, before = json.loads(self.out.read_text()), json.loads(self.results.read_text())
+        assert len(found) + len(report["failed"]) == len(before)
+        assert len(found) == report["labeled"]
+        if found:
+            loaded = COCO(self.boxes).loadRes(found)
+            assert all(loaded.annToMask(ann).any() for ann in loaded.dataset["annotations"])
+        return report["labeled"]
 
     def check(self, only_missing: bool) -> int:
         """Every annotation is in one of the two files, and stock mmdet loads the labels."""

@@ -168,7 +168,7 @@ def check_annotations(
         numbered = {**ann, "id": i} if scored and isinstance(ann, dict) else ann
         problem = _problem(numbered, images, broken, categories, seen)
         if scored and not problem:
-            problem = _score_problem(ann)
+            problem = _detection_problem(ann)
         yield i, ann, problem
 
 
@@ -231,7 +231,9 @@ def bbox_problem(bbox: Any, width: int, height: int) -> str | None:
     return None
 
 
-def _score_problem(ann: dict) -> str | None:
+def _detection_problem(ann: dict) -> str | None:
+    if ann.get("iscrowd"):
+        return "it has 'iscrowd', but what a detector finds is one object"
     score = ann.get("score")
     if not is_finite(score):
         return f"its 'score' is {score!r:.40}, expected a number"

@@ -30,7 +30,10 @@ def image_size(path: str | Path) -> tuple[int, int]:
         OSError: No image, or one of more than ``MAX_PIXELS``.
     """
     with open_image(path) as image:
-        turned = image.getexif().get(ORIENTATION) in ROTATED
+        try:
+            turned = image.getexif().get(ORIENTATION) in ROTATED
+        except Exception:  # of all kinds; OpenCV too turns nothing by EXIF that it cannot read
+            turned = False
         return image.size[::-1] if turned else image.size
 
 

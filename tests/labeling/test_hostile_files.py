@@ -170,6 +170,32 @@ def test_any_coco_file_is_labeled_or_refused(labeler, masks_made, content, optio
     masks_made.append(labeler.label(json.dumps(content).encode(), **options))
 
 
+WHOLE = dict(
+    images=[dict(id=1, file_name="a.png", width=WIDTH, height=HEIGHT)],
+    annotations=[dict(id=1, image_id=1, category_id=1, bbox=[1, 2, 9, 8])],
+    categories=[dict(id=1, name="cat")],
+)
+
+
+def whole(**changes) -> bytes:
+    return json.dumps(WHOLE | changes).encode()
+
+
+@st.composite
+def detections(draw) -> list:
+    number = draw(st.sampled_from([0, 3, 5]))
+    found = [draw(annotations(i, [1, 2], [1])) for i in range(number)]
+    scores = [draw(mostly(st.floats(0, 1))) for _ in found]
+    return [e | dict(score=s) if isinstance(e, dict) else e for e, s in zip(found, scores)]
+
+
+@EXAMPLES
+@given(found=rarely(detections()))
+def test_any_results_file_is_labeled_or_refused(labeler, found):
+    images = [dict(WHOLE["images"][0], id=i, file_name=NAMES[i]) for i in (1, 2)]
+    labeler.label(whole(images=images), detections=json.dumps(found).encode())
+
+
 @EXAMPLES
 @given(
     content=files().map(lambda content: json.dumps(content).encode()),
@@ -180,17 +206,6 @@ def test_any_coco_file_is_labeled_or_refused(labeler, masks_made, content, optio
 def test_any_damaged_file_is_labeled_or_refused(labeler, content, place, length, replacement):
     place %= len(content)
     labeler.label(content[:place] + replacement + content[place + length :])
-
-
-WHOLE = dict(
-    images=[dict(id=1, file_name="a.png", width=WIDTH, height=HEIGHT)],
-    annotations=[dict(id=1, image_id=1, category_id=1, bbox=[1, 2, 9, 8])],
-    categories=[dict(id=1, name="cat")],
-)
-
-
-def whole(**changes) -> bytes:
-    return json.dumps(WHOLE | changes).encode()
 
 
 @pytest.mark.parametrize(
@@ -281,3 +296,10 @@ def test_a_crowd_gets_an_area_that_loaders_can_read(labeler):
     crowd = WHOLE["annotations"][0] | dict(iscrowd=1, area="large")
     assert labeler.label(whole(annotations=[crowd])) == 0
     assert read_coco(labeler.out)["annotations"][0]["area"] == 72
+
+
+def test_a_detection_is_no_crowd_that_gets_its_box_as_mask(labeler):
+    found = [dict(WHOLE["annotations"][0], score=0.5, iscrowd=crowd) for crowd in (1, 0)]
+    assert labeler.label(whole(), detections=json.dumps(found).encode()) == 1
+    (entry,) = json.loads(report_path(labeler.out).read_text())["failed"]
+    assert entry["index"] == 0 and "it has 'iscrowd'" in entry["problem"]

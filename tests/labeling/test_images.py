@@ -183,3 +183,12 @@ def test_the_limit_can_be_raised():
     env = {LIMIT: "1000000000"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert int(done.stdout) == 1_000_000_000
+
+
+def test_broken_exif_turns_nothing(labeler):
+    content = turned(6)
+    place = content.index(b"Exif\0\0") + 6
+    for length in (8, 20):
+        path = labeler.images / "x.jpg"
+        path.write_bytes(content[:place] + b"\xff" * length + content[place + length :])
+        assert image_size(path) == (40, 30) == read_image(path).shape[1::-1]
