@@ -154,11 +154,14 @@ def find_problems(
 
 
 def check_annotations(
-    coco: dict[str, Any], scored: bool = False, allow_outside: bool = False
+    coco: dict[str, Any],
+    scored: bool = False,
+    allow_outside: bool = False,
+    only_missing: bool = False,
 ) -> Iterator[tuple[int, Any, str | None]]:
     """Position, annotation and what is wrong with it, one after the other.
 
-    Takes what :func:`find_problems` takes.
+    Takes what :func:`find_problems` takes, and ``only_missing``: what has a mask then needs no box.
     """
     images = {image["id"]: image for image in coco["images"]}
     broken = find_broken_images(coco, allow_outside)
@@ -166,7 +169,7 @@ def check_annotations(
     seen: set = set()
     for i, ann in enumerate(coco["annotations"]):
         numbered = {**ann, "id": i} if scored and isinstance(ann, dict) else ann
-        problem = _problem(numbered, images, broken, categories, seen)
+        problem = _problem(numbered, images, broken, categories, seen, only_missing)
         if scored and not problem:
             problem = _detection_problem(ann)
         yield i, ann, problem
@@ -192,10 +195,13 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
-def _problem(ann: Any, images: dict, broken: dict, categories: set, seen: set) -> str | None:
+def _problem(
+    ann: Any, images: dict, broken: dict, categories: set, seen: set, only_missing: bool
+) -> str | None:
     if not isinstance(ann, dict):
         return f"annotation is {ann!r:.40}, expected an object"
-    for key in ("id", "image_id", "category_id", "bbox"):
+    keeps_mask = only_missing and has_mask(ann)
+    for key in ("id", "image_id", "category_id") + (() if keeps_mask else ("bbox",)):
         if key not in ann:
             return f"has no {key!r}"
     for key in ("id", "image_id", "category_id"):
@@ -211,6 +217,8 @@ def _problem(ann: Any, images: dict, broken: dict, categories: set, seen: set) -
         return f"its category {ann['category_id']!r} is not in 'categories'"
     if image["id"] in broken:
         return broken[image["id"]]
+    if keeps_mask:
+        return None
     return bbox_problem(ann["bbox"], image["width"], image["height"])
 
 
@@ -218,7 +226,7 @@ def bbox_problem(bbox: Any, width: int, height: int) -> str | None:
     """What is wrong with a COCO box in an image of ``width`` × ``height``; None if nothing is."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         return f"bbox is {bbox!r:.60}, expected four numbers [x, y, width, height]"
-    if not all(map(is_finite, bbox)):
+    if not is_bbox(bbox):
         return f"bbox {bbox!r:.80} holds NaN or infinity, or a number as good as that"
     x, y, w, h = bbox
     if w <= 0 or h <= 0:
@@ -242,6 +250,11 @@ def _detection_problem(ann: dict) -> str | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_bbox(value: Any) -> bool:
+    """Whether a value from a JSON file is a list of four numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_finite, value))
 
 
 def is_finite(value: Any) -> bool:

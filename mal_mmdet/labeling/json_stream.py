@@ -18,12 +18,13 @@ def check_depth(value: T, text: str) -> T:
 
     Args:
         value: What was decoded.
-        text: What it was decoded from; few brackets in it spare a closer look.
+        text: What it was decoded from; few characters or brackets spare a closer look.
 
     Raises:
         ValueError: Lists and objects are nested more than ``MAX_DEPTH`` deep.
     """
-    level: list = [value] if text.count("[") + text.count("{") > MAX_DEPTH else []
+    short = len(text) <= 2 * MAX_DEPTH or text.count("[") + text.count("{") <= MAX_DEPTH
+    level: list = [] if short else [value]
     for _ in range(MAX_DEPTH + 1):
         if not level:
             return value

@@ -22,6 +22,7 @@ from .coco_file import (
     check_annotations,
     find_broken_images,
     has_mask,
+    is_bbox,
     is_finite,
     read_boxes,
     replacing,
@@ -29,7 +30,7 @@ from .coco_file import (
 )
 from .json_stream import ListWriter, write_around
 from .paste import encode_window, mask_windows
-from .polygons import mask_problem, mask_to_polygons
+from .polygons import mask_bbox, mask_problem, mask_to_polygons
 from .shards import LabelShards
 
 MASK_FORMATS = ("rle", "polygon")
@@ -54,7 +55,8 @@ class LabelWriter(BaseMetric):
     estimate of the mask's IoU with the truth, see :func:`mask_quality`. Crowd annotations are
     not labeled: one without a mask gets its box as RLE, so that stock loaders can read it.
     Annotations that could not be labeled are left out of the label file, since no loader could
-    use them, and stand whole in ``<out_file>.report.json`` with the reason (NaN as null there).
+    use them, and stand whole in ``<out_file>.report.json`` with the reason (NaN as null there); so
+    do images that no loader could use, with boxes or without.
 
     Args:
         ann_file: The COCO file with the boxes.
@@ -269,7 +271,9 @@ class LabelWriter(BaseMetric):
         images = {image["id"]: image for image in coco["images"]}
         counts = dict(labeled=0, failed=0, low_quality=0)
         scored = bool(self.detections)
-        for i, ann, problem in check_annotations(coco, scored, self.allow_outside):
+        for i, ann, problem in check_annotations(
+            coco, scored, self.allow_outside, self.only_missing
+        ):
             label = labels.get(i)
             if label and not problem:
                 problem = label.get("problem")
@@ -317,21 +321,26 @@ def encode_mask(mask: np.ndarray) -> dict:
 
 
 def complete_annotation(ann: dict, image: dict) -> str | None:
-    """Gives a crowd, or what has a mask, all that stock loaders need: a mask, and an area.
+    """Gives a crowd, or what has a mask, all that stock loaders need: mask, box and area.
 
     Args:
-        ann: COCO annotation; without a mask it gets its box as one, without an area that of the
-            box. Changed in place.
+        ann: COCO annotation; mask and box stand in for each other, and the box's area for the
+            mask's. Changed in place.
         image: Its image's entry in the COCO file.
 
     Returns:
         What keeps loaders from reading the mask that it has; None if nothing does.
     """
+    if has_mask(ann):
+        if problem := mask_problem(ann["segmentation"], image):
+            return problem
+        if not is_bbox(ann.get("bbox")):
+            ann["bbox"] = mask_bbox(ann["segmentation"], image)
     x, y, w, h = ann["bbox"]
     if not is_finite(ann.get("area")):
         ann["area"] = w * h
     if has_mask(ann):
-        return mask_problem(ann["segmentation"], image)
+        return None
     x0, y0 = max(x, 0), max(y, 0)
     x1, y1 = min(x + w, image["width"]), min(y + h, image["height"])
     polygon = [x0, y0, x1, y0, x1, y1, x0, y1]

@@ -13,8 +13,9 @@ from pycocotools import mask as mask_utils
 from .coco_file import is_finite
 
 FARTHEST = 4  # a corner may lie so many sides of the image away
-# The runs of a compressed RLE: five bits and a flag that more follow to a character.
-COMPRESSED = r"(?:[P-o]{0,6}[0-O])+"
+# The runs of a compressed RLE: five bits and a flag that more follow to a character. After 30 bits
+# pycocotools loses some.
+COMPRESSED = r"(?:[P-o]{0,5}[0-O])+"
 UNREADABLE = "its mask is no RLE of the pixels of its image"
 MIN_IOU = 0.98
 # Pixels, tried in this order. One pixel makes stairs straight; 0.6 only takes corners of one pixel
@@ -42,6 +43,8 @@ def mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
             numbers = isinstance(polygon, list) and all(map(is_finite, polygon))
             if not numbers or not all(-reach < v < reach for v in polygon):
                 return f"expected polygons [x, y, …] in and around the image, found {polygon!r:.80}"
+        if not _whole_polygons(segmentation):
+            return f"expected polygons of at least three points, found {segmentation!r:.80}"
         return None
     if not isinstance(segmentation, dict) or not segmentation.keys() >= {"size", "counts"}:
         return (
@@ -57,6 +60,18 @@ def mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
         counts = _run_lengths(counts)
     runs = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
     return None if runs and sum(counts) == height * width else UNREADABLE
+
+
+def mask_bbox(segmentation: list | dict, image: dict[str, Any]) -> list[float]:
+    """The box [x, y, width, height] around a mask in which :func:`mask_problem` finds nothing."""
+    if isinstance(segmentation, list):
+        segmentation = _whole_polygons(segmentation)
+    return mask_utils.toBbox(to_rle(segmentation, image["height"], image["width"])).tolist()
+
+
+def _whole_polygons(polygons: list[list[float]]) -> list[list[float]]:
+    """Those of three points or more; loaders skip the others."""
+    return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 
 def _run_lengths(counts: str) -> list[int]:

@@ -303,3 +303,18 @@ def test_a_detection_is_no_crowd_that_gets_its_box_as_mask(labeler):
     assert labeler.label(whole(), detections=json.dumps(found).encode()) == 1
     (entry,) = json.loads(report_path(labeler.out).read_text())["failed"]
     assert entry["index"] == 0 and "it has 'iscrowd'" in entry["problem"]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [[3, 4, 13, 4, 13, 9, 3, 9], [1, 2]],
+        dict(size=[HEIGHT, WIDTH], counts=[52, *[5, 11] * 9, 5, HEIGHT * WIDTH - 52 - 9 * 16 - 5]),
+    ],
+)
+@pytest.mark.parametrize("bbox", [None, [1, 2, float("nan"), 3]])
+def test_a_mask_that_is_kept_needs_no_box(labeler, mask, bbox):
+    ann = WHOLE["annotations"][0] | dict(segmentation=mask, bbox=bbox)
+    assert labeler.label(whole(annotations=[ann]), only_missing=True) == 0
+    (kept,) = read_coco(labeler.out)["annotations"]
+    assert kept == ann | dict(bbox=[3, 4, 10, 5], area=50, source="human")
