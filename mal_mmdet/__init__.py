@@ -11,6 +11,6 @@ from mmengine.config.utils import MODULE2PACKAGE  # noqa: E402
 # MMEngine then finds this package's configs and models: `mal_mmdet::mal/...`, `list_models`.
 MODULE2PACKAGE["mal_mmdet"] = "mal_mmdet"
 
-from . import datasets, engine, evaluation, labeling, models  # noqa: E402
+from . import checkpoints, datasets, engine, evaluation, labeling, models  # noqa: E402
 
-__all__ = ["__version__", "datasets", "engine", "evaluation", "labeling", "models"]
+__all__ = ["__version__", "checkpoints", "datasets", "engine", "evaluation", "labeling", "models"]

@@ -31,7 +31,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 COMMENT = re.compile(r"<!--\s*(run by|not run):?\s+(.*?)\s*-->\s*", re.DOTALL)
 SHELL = ("shell", "bash")
 # What blocks may call; everything else is a command that does not exist.
-PROGRAMS = ("python", "bash", "pip", "pre-commit")
+PROGRAMS = ("python", "bash", "pip", "pip-audit", "pre-commit")
 # A program that writes down how it was called.
 STUB = """#!/bin/sh
 { printf '%s\\037' "${0##*/}" "$@"; printf '\\036'; } >> "$DOC_CALLS"

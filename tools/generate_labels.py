@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from mmengine.dist import is_main_process
 
 from mal_mmdet.apis import add_runner_arguments, generate_labels, load_config
+from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.labeling import LOW_QUALITY, MASK_FORMATS, report_path
 from mal_mmdet.models.mask_auto_labeler import LABEL_SOURCES, PREDICT_DTYPES
 
@@ -70,6 +71,11 @@ def parse_args() -> argparse.Namespace:
         help="keep masks that annotations have; label the others",
     )
     parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="read images that the COCO file names outside the folder of the images",
+    )
+    parser.add_argument(
         "--min-quality",
         type=float,
         default=0.0,
@@ -110,24 +116,26 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    failed = generate_labels(
-        load_config(args, RANK_TIMEOUT),
-        args.checkpoint,
-        args.ann_file,
-        args.img_dir,
-        args.out,
-        label_source=args.source,
-        flip_test=args.flip,
-        thresholds=args.thresholds,
-        predict_dtype=args.dtype,
-        detections=args.boxes,
-        only_missing=args.only_missing,
-        date=args.date,
-        resume=args.resume,
-        mask_format=args.mask_format,
-        min_quality=args.min_quality,
-        low_quality=args.low_quality,
-    )
+    with trusting_checkpoints(args.trust_checkpoint):
+        failed = generate_labels(
+            load_config(args, RANK_TIMEOUT),
+            args.checkpoint,
+            args.ann_file,
+            args.img_dir,
+            args.out,
+            label_source=args.source,
+            flip_test=args.flip,
+            thresholds=args.thresholds,
+            predict_dtype=args.dtype,
+            detections=args.boxes,
+            only_missing=args.only_missing,
+            allow_outside=args.allow_outside,
+            date=args.date,
+            resume=args.resume,
+            mask_format=args.mask_format,
+            min_quality=args.min_quality,
+            low_quality=args.low_quality,
+        )
     if not is_main_process():
         return 0
     print(f"labels: {args.out}")

@@ -15,10 +15,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--ann-file", required=True, help="COCO file with the boxes")
     parser.add_argument("--img-dir", required=True, help="folder of the images")
     parser.add_argument("--out", required=True, help="COCO file to write")
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="read images that the COCO file names outside the folder of the images",
+    )
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     args = parse_args()
-    label_with_baseline(args.method, args.ann_file, args.img_dir, args.out)
+    label_with_baseline(args.method, args.ann_file, args.img_dir, args.out, args.allow_outside)
     print(f"labels: {args.out}")

@@ -13,7 +13,8 @@ from mmengine.dist import is_main_process
 from rich.console import Console
 from rich.markdown import Markdown
 
-from mal_mmdet.apis import Row, measure_retention
+from mal_mmdet.apis import Row, add_trust_argument, measure_retention
+from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.labeling.baselines import fill_boxes
 
 
@@ -42,6 +43,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    add_trust_argument(parser)
     args = parser.parse_args()
     if args.seeds < 1:
         parser.error(f"--seeds is {args.seeds}, expected at least 1")
@@ -58,17 +60,18 @@ def main() -> None:
         fill_boxes(args.mal, filled)  # every rank writes the same
         rows.append(Row("filled boxes", args.config, filled))
     rows += [Row(*row) for row in args.row]
-    measure_retention(
-        rows,
-        args.val,
-        work_dir,
-        seeds=args.seeds,
-        data_root=args.data_root,
-        img_dir=args.img_dir,
-        val_img_dir=args.val_img_dir,
-        options=args.cfg_options,
-        launcher=args.launcher,
-    )
+    with trusting_checkpoints(args.trust_checkpoint):
+        measure_retention(
+            rows,
+            args.val,
+            work_dir,
+            seeds=args.seeds,
+            data_root=args.data_root,
+            img_dir=args.img_dir,
+            val_img_dir=args.val_img_dir,
+            options=args.cfg_options,
+            launcher=args.launcher,
+        )
     if not is_main_process():
         return
     table = work_dir / "retention.md"

@@ -27,12 +27,23 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the review page that is there"
     )
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="read images that the COCO file names outside the folder of the images",
+    )
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     args = parse_args()
     count = write_review_page(
-        args.labels, args.img_dir, args.out, args.gt, size=args.size, overwrite=args.overwrite
+        args.labels,
+        args.img_dir,
+        args.out,
+        args.gt,
+        size=args.size,
+        overwrite=args.overwrite,
+        allow_outside=args.allow_outside,
     )
     print(f"review: {Path(args.out) / 'index.html'} ({count} boxes)")

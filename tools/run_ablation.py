@@ -12,7 +12,8 @@ from mmengine.dist import is_main_process
 from rich.console import Console
 from rich.markdown import Markdown
 
-from mal_mmdet.apis import run_ablation
+from mal_mmdet.apis import add_trust_argument, run_ablation
+from mal_mmdet.checkpoints import trusting_checkpoints
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,13 +30,15 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    add_trust_argument(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    run_ablation(args.configs, args.work_dir, args.base, args.cfg_options, args.launcher)
+    with trusting_checkpoints(args.trust_checkpoint):
+        run_ablation(args.configs, args.work_dir, args.base, args.cfg_options, args.launcher)
     if not is_main_process():
         return
     table = f"{args.work_dir}/table.md"

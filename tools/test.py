@@ -11,6 +11,7 @@ from mmdet.evaluation import DumpDetResults
 from mmengine.runner import Runner
 
 from mal_mmdet.apis import add_runner_arguments, load_config, load_weights, use_detections
+from mal_mmdet.checkpoints import trusting_checkpoints
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,10 +49,11 @@ def main() -> None:
             raise SystemExit(f"--tta needs tta_model and tta_pipeline in {args.config}")
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    runner = Runner.from_cfg(cfg)
-    if not len(runner.test_dataloader.dataset):
-        raise SystemExit("there is nothing to test: no image has a usable box")
-    load_weights(runner, args.checkpoint)
+    with trusting_checkpoints(args.trust_checkpoint):
+        runner = Runner.from_cfg(cfg)
+        if not len(runner.test_dataloader.dataset):
+            raise SystemExit("there is nothing to test: no image has a usable box")
+        load_weights(runner, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()

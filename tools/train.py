@@ -15,6 +15,7 @@ from mal_mmdet.apis import (
     load_config,
     use_labels,
 )
+from mal_mmdet.checkpoints import trusting_checkpoints
 
 
 def parse_args() -> argparse.Namespace:
@@ -77,7 +78,8 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
-    RUNNERS.build(cfg).train()
+    with trusting_checkpoints(args.trust_checkpoint):
+        RUNNERS.build(cfg).train()
 
 
 if __name__ == "__main__":

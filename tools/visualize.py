@@ -8,8 +8,9 @@ import argparse
 
 from mmengine.config import Config, DictAction
 
-from mal_mmdet.apis import draw_attention_maps
+from mal_mmdet.apis import add_trust_argument, draw_attention_maps
 from mal_mmdet.apis.attention import ATTENTION_SOURCES
+from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.visualization import draw_label_sheet
 from mal_mmdet.visualization.label_sheet import ORDERS
 
@@ -59,6 +60,7 @@ def parse_args() -> argparse.Namespace:
         default={},
         help="settings that override the config's, as key=value",
     )
+    add_trust_argument(attention)
     return parser.parse_args()
 
 
@@ -79,19 +81,20 @@ def main() -> None:
         return
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
-    paths = draw_attention_maps(
-        cfg,
-        args.checkpoint,
-        args.ann_file,
-        args.img_dir,
-        args.out,
-        ids=args.ids,
-        number=args.number,
-        layers=args.layers,
-        source=args.source,
-        size=args.size,
-        seed=args.seed,
-    )
+    with trusting_checkpoints(args.trust_checkpoint):
+        paths = draw_attention_maps(
+            cfg,
+            args.checkpoint,
+            args.ann_file,
+            args.img_dir,
+            args.out,
+            ids=args.ids,
+            number=args.number,
+            layers=args.layers,
+            source=args.source,
+            size=args.size,
+            seed=args.seed,
+        )
     for path in paths:
         print(f"picture: {path}")
 

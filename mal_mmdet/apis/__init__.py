@@ -6,6 +6,7 @@ from .label_swap import check_labels, use_labels
 from .labeling import generate_labels
 from .launch import (
     add_runner_arguments,
+    add_trust_argument,
     full_precision_without_gpu,
     load_config,
     load_weights,
@@ -20,6 +21,7 @@ __all__ = [
     "MALInferencer",
     "Row",
     "add_runner_arguments",
+    "add_trust_argument",
     "check_labels",
     "draw_attention_maps",
     "full_precision_without_gpu",

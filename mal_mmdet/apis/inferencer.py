@@ -25,6 +25,7 @@ from pycocotools import mask as mask_utils
 from rich.progress import track
 from torch import Tensor, nn
 
+from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.datasets import BoxCropDataset, ImageBoxDataset
 from mal_mmdet.datasets.label_batch_sampler import cut_batches
 from mal_mmdet.datasets.transforms.formatting import empty_instances
@@ -61,6 +62,8 @@ class MALInferencer(BaseInferencer):
             that has weights there.
         device: Such as ``'cuda:0'``; without it, the best that there is.
         show_progress: Whether to show a progress bar.
+        trust_checkpoint: Whether the weights may run any code: what is more than tensors and plain
+            values is loaded only then, and the config in them, which is a program too, used.
 
     Raises:
         FileNotFoundError: No such weights.
@@ -103,15 +106,23 @@ class MALInferencer(BaseInferencer):
         weights: str | Path | None = None,
         device: str | None = None,
         show_progress: bool = True,
+        trust_checkpoint: bool = False,
     ) -> None:
+        if model is None and not trust_checkpoint:
+            raise ValueError(
+                f"no model is given, and the config in {weights} is a program, which could do "
+                "anything on this machine; give the config as model=…, or, if you trust whoever "
+                "made the file, allow that by trust_checkpoint=True"
+            )
         init_default_scope("mmdet")
-        super().__init__(
-            model=str(model) if isinstance(model, Path) else model,
-            weights=weights and str(weights),
-            device=device,
-            scope="mmdet",
-            show_progress=show_progress,
-        )
+        with trusting_checkpoints(trust_checkpoint):
+            super().__init__(
+                model=str(model) if isinstance(model, Path) else model,
+                weights=weights and str(weights),
+                device=device,
+                scope="mmdet",
+                show_progress=show_progress,
+            )
         self.model.paste_masks = False  # as in labeling
         self.crops_per_batch = self.model.crops_per_batch
         self.num_arrays = 0  # names of pictures that have none
@@ -416,7 +427,9 @@ class MALInferencer(BaseInferencer):
         cfg = copy.deepcopy(self.cfg)
         whole = _is_folder(inputs)
         use_boxes(cfg, ann_file, inputs if whole else "")
-        dataset = DATASETS.build(dict(cfg.test_dataloader.dataset.dataset, pipeline=[]))
+        # Files that the caller names may lie anywhere.
+        options = dict(pipeline=[], allow_outside=not whole)
+        dataset = DATASETS.build(dict(cfg.test_dataloader.dataset.dataset, **options))
         images = [dataset.get_data_info(i) for i in range(len(dataset))]
         for image in images:
             image["instances"] = [box for box in image["instances"] if not box["ignore_flag"]]

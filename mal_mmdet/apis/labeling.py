@@ -38,6 +38,7 @@ def generate_labels(
     predict_dtype: str | None = None,
     detections: str | Path | None = None,
     only_missing: bool = False,
+    allow_outside: bool = False,
     date: str | None = None,
     resume: bool = False,
     **writer_options: Any,
@@ -60,6 +61,7 @@ def generate_labels(
         detections: COCO results file of a detector, whose boxes are labeled in place of the
             annotations; what is written is then a results file too.
         only_missing: Whether annotations with a mask keep it.
+        allow_outside: Whether images may lie outside ``img_dir``, see :func:`leaves_folder`.
         date: Is written into the file's ``info``, beside versions, config, and the hash of the
             weights.
         resume: Whether to go on with what an interrupted run has left, if it left anything.
@@ -90,7 +92,9 @@ def generate_labels(
     use_boxes(cfg, ann_file, img_dir)
     loader = cfg.test_dataloader
     loader.dataset.dataset.update(
-        detections=detections and str(detections), only_missing=only_missing
+        detections=detections and str(detections),
+        only_missing=only_missing,
+        allow_outside=allow_outside,
     )
     loader.batch_size = cfg.model.get("crops_per_batch", 32)
     loader.batch_sampler = dict(type="LabelBatchSampler", shards=str(shard_folder(out_file)))
@@ -103,13 +107,22 @@ def generate_labels(
         out_file=str(out_file),
         detections=loader.dataset.dataset.detections,
         only_missing=only_missing,
+        allow_outside=allow_outside,
         info=_provenance(cfg, weights, date),
         fingerprint=dict(
             weights=weights,
             boxes=_sha256(ann_file),
             detections=detections and _sha256(detections),
             images=str(Path(img_dir).resolve()),
-            config=_hash([cfg.model, pipelines, only_missing, writer_options.get("mask_format")]),
+            config=_hash(
+                [
+                    cfg.model,
+                    pipelines,
+                    only_missing,
+                    allow_outside,
+                    writer_options.get("mask_format"),
+                ]
+            ),
             software=_hash(_versions()),
             device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         ),

@@ -21,6 +21,16 @@ from mmengine.runner import Runner, load_checkpoint
 from mal_mmdet.models import MaskAutoLabeler
 
 
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--trust-checkpoint``, for :func:`mal_mmdet.checkpoints.trusting_checkpoints`."""
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="load checkpoints that hold more than tensors and plain values, though such a file "
+        "may run any code",
+    )
+
+
 def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that mmdet's tools have in common."""
     parser.add_argument("--work-dir", help="folder for logs and results")
@@ -32,6 +42,7 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    add_trust_argument(parser)
 
 
 def read_config(config: str | Path) -> Config:

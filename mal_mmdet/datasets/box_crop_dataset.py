@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os.path as osp
 import random
 from array import array
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dataset import Compose
 from mmengine.structures import InstanceData
 from torch.utils.data import Dataset
+
+from mal_mmdet.labeling import open_image
 
 from .transforms.formatting import empty_instances
 
@@ -120,6 +123,8 @@ class BoxCropDataset(Dataset):
         expected = info.get("height"), info.get("width")
         path, instances = info.get("img_path"), info["instances"]
         try:
+            if isinstance(path, str) and osp.exists(path):  # not so if a server has it
+                open_image(path).close()  # or the decoder might fill the memory
             results = self.dataset[image]
         except Exception as error:  # every image backend raises its own kinds
             ids = [instance["ann_id"] for instance in instances if "ann_id" in instance]
@@ -129,9 +134,11 @@ class BoxCropDataset(Dataset):
             ) from error
         found = results["img"].shape[:2]
         if None not in expected and found != expected:
+            turned = found == expected[::-1]
             raise RuntimeError(
                 f"image {path} has {found[1]}×{found[0]} pixels, but its annotation file says "
                 f"{expected[1]}×{expected[0]}: the boxes would not fit"
+                + (". It is loaded the way that its EXIF orientation turns it" if turned else "")
             )
         return results
 

@@ -30,6 +30,7 @@ class CocoBoxDataset(BaseDetDataset):
         detections: COCO results file of a detector, whose boxes take the place of the
             annotations.
         only_missing: Whether to leave out annotations that have a mask, whatever it is.
+        allow_outside: Whether images may lie outside ``data_prefix``, see :func:`leaves_folder`.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class CocoBoxDataset(BaseDetDataset):
         path_parts: int | None = None,
         detections: str | None = None,
         only_missing: bool = False,
+        allow_outside: bool = False,
         **kwargs,
     ) -> None:
         self.path_parts = path_parts
         self.detections = detections
         self.only_missing = only_missing
+        self.allow_outside = allow_outside
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> Sequence[dict]:
@@ -59,7 +62,8 @@ class CocoBoxDataset(BaseDetDataset):
         labels = {c["id"]: i for i, c in enumerate(coco["categories"])}
         table = _BoxTable(coco["images"], self)
         problems = []
-        for i, ann, problem in check_annotations(coco, scored=bool(self.detections)):
+        scored = bool(self.detections)
+        for i, ann, problem in check_annotations(coco, scored, self.allow_outside):
             if self.only_missing and has_mask(ann):
                 continue
             if problem:

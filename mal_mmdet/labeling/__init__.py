@@ -2,6 +2,7 @@
 from .coco_file import (
     bbox_problem,
     check_annotations,
+    find_broken_images,
     find_problems,
     has_mask,
     image_file,
@@ -15,13 +16,14 @@ from .coco_file import (
     write_text,
 )
 from .export import EXPORTS, check_labels, check_masks, export_labels
-from .import_boxes import IMPORTS, image_size, import_boxes, read_classes
+from .images import image_size, leaves_folder, open_image, read_image
+from .import_boxes import IMPORTS, import_boxes, read_classes
 from .json_stream import JSONList, ListWriter, stream_json, write_around
 from .label_writer import (
     LOW_QUALITY,
     MASK_FORMATS,
     LabelWriter,
-    complete_crowd,
+    complete_annotation,
     encode_mask,
     report_path,
     shard_folder,
@@ -36,7 +38,7 @@ from .paste import (
     pixel_span,
     threshold_for_area,
 )
-from .polygons import join_parts, mask_to_polygons, segmentation_to_mask, to_rle
+from .polygons import join_parts, mask_problem, mask_to_polygons, segmentation_to_mask, to_rle
 from .review import REJECTED, apply_review, read_decisions
 from .shards import LabelShards, sha256
 from .youtube_vis import merge_masks, read_vis, split_frames
@@ -57,27 +59,32 @@ __all__ = [
     "check_annotations",
     "check_labels",
     "check_masks",
-    "complete_crowd",
+    "complete_annotation",
     "encode_mask",
     "encode_window",
     "export_labels",
+    "find_broken_images",
     "find_problems",
     "has_mask",
     "image_file",
     "image_size",
     "import_boxes",
     "join_parts",
+    "leaves_folder",
+    "mask_problem",
     "mask_quality",
     "mask_to_polygons",
     "mask_window",
     "mask_windows",
     "merge_masks",
+    "open_image",
     "paste_mask",
     "pixel_span",
     "read_boxes",
     "read_classes",
     "read_coco",
     "read_decisions",
+    "read_image",
     "read_lists",
     "read_vis",
     "replacing",

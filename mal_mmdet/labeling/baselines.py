@@ -15,7 +15,8 @@ from pycocotools import mask as mask_utils
 from rich.progress import track
 
 from .coco_file import find_problems, image_file, read_coco, write_json
-from .label_writer import complete_crowd, encode_mask
+from .images import read_image
+from .label_writer import complete_annotation, encode_mask
 from .paste import pixel_span
 
 # (image, x0, y0, x1, y1) → mask; the window is in whole pixels, inside the image
@@ -67,7 +68,11 @@ BASELINES: dict[str, Baseline] = dict(box=filled_box, ellipse=inscribed_ellipse,
 
 
 def label_with_baseline(
-    method: str, ann_file: str | Path, img_dir: str | Path, out_file: str | Path
+    method: str,
+    ann_file: str | Path,
+    img_dir: str | Path,
+    out_file: str | Path,
+    allow_outside: bool = False,
 ) -> None:
     """Writes a label file like ``generate_labels``, with a baseline's masks.
 
@@ -76,18 +81,20 @@ def label_with_baseline(
         ann_file: COCO file with boxes. Its crowd annotations are not labeled.
         img_dir: Folder of the images.
         out_file: COCO file to write.
+        allow_outside: Whether images may lie outside ``img_dir``, see :func:`leaves_folder`.
 
     Raises:
         ValueError: An annotation cannot be used, or an image cannot be read.
     """
     coco = read_coco(ann_file)
-    for i, problem in find_problems(coco).items():
+    for i, problem in find_problems(coco, allow_outside=allow_outside).items():
         raise ValueError(f"annotations[{i}] of {ann_file}: {problem}")
     images = {image["id"]: image for image in coco["images"]}
     by_image: dict = {}
     for ann in coco["annotations"]:
         if ann.get("iscrowd"):
-            complete_crowd(ann, images[ann["image_id"]])
+            if problem := complete_annotation(ann, images[ann["image_id"]]):
+                raise ValueError(f"crowd {ann['id']!r} of {ann_file}: {problem}")
         else:
             by_image.setdefault(ann["image_id"], []).append(ann)
     paths = [Path(img_dir) / image_file(images[image_id]) for image_id in by_image]
@@ -120,9 +127,7 @@ def fill_boxes(ann_file: str | Path, out_file: str | Path) -> None:
 
 
 def _label_image(method: str, path: Path, bboxes: list[list[float]]) -> list[dict]:
-    image = cv2.imread(str(path))
-    if image is None:
-        raise ValueError(f"image {path} cannot be read")
+    image = read_image(path)
     rles = []
     for x, y, w, h in bboxes:
         x0, x1 = pixel_span(x, x + w, image.shape[1])

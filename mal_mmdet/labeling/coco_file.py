@@ -9,11 +9,13 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from numbers import Real
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .json_stream import JSONList, stream_json
+from .images import MAX_PIXELS, RAISE_LIMIT, leaves_folder
+from .json_stream import JSONList, check_depth, stream_json
+
+LARGEST = 1e300
 
 
 def read_coco(path: str | Path) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def _check_frame(path: str | Path, content: Any) -> dict[str, Any]:
     for key, needed in (("images", ("id",)), ("categories", ("id", "name"))):
         for i, entry in enumerate(coco[key]):
             for name in needed:
-                if not isinstance(entry, dict) or not isinstance(entry.get(name), (int, str)):
+                if not isinstance(entry, dict) or not _is_name(entry.get(name)):
                     raise ValueError(f"{key}[{i}] of {path} is {entry!r:.80} and has no {name!r}")
         if len({entry["id"] for entry in coco[key]}) != len(coco[key]):
             raise ValueError(f"ids of {key} in {path} are not unique")
@@ -74,7 +76,8 @@ def read_json(path: str | Path) -> Any:
 
     def load() -> Any:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
+            text = file.read()
+        return check_depth(json.loads(text), text)
 
     return _read(path, load)
 
@@ -84,7 +87,7 @@ def _read(path: str | Path, load: Callable[[], Any]) -> Any:
         return load()
     except FileNotFoundError:
         raise FileNotFoundError(f"annotation file {path} does not exist") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"annotation file {path} is not valid JSON: {error}") from None
 
 
@@ -132,45 +135,77 @@ def image_file(image: dict[str, Any], path_parts: int | None = None) -> str:
     return "/".join(PurePosixPath(image["file_name"]).parts[-path_parts:])
 
 
-def find_problems(coco: dict[str, Any], scored: bool = False) -> dict[int, str]:
+def find_problems(
+    coco: dict[str, Any], scored: bool = False, allow_outside: bool = False
+) -> dict[int, str]:
     """Finds the annotations that cannot be cropped.
 
     Args:
         coco: A file as :func:`read_coco` or :func:`read_boxes` returns it.
         scored: Whether they are detections: they have a ``score``, and no ``id``.
+        allow_outside: Whether images may lie outside their folder, see :func:`leaves_folder`.
 
     Returns:
         Position in ``coco['annotations']`` → what is wrong, in words.
     """
-    return {i: problem for i, _, problem in check_annotations(coco, scored) if problem}
+    return {
+        i: problem for i, _, problem in check_annotations(coco, scored, allow_outside) if problem
+    }
 
 
 def check_annotations(
-    coco: dict[str, Any], scored: bool = False
+    coco: dict[str, Any],
+    scored: bool = False,
+    allow_outside: bool = False,
+    only_missing: bool = False,
 ) -> Iterator[tuple[int, Any, str | None]]:
     """Position, annotation and what is wrong with it, one after the other.
 
-    Takes what :func:`find_problems` takes.
+    Takes what :func:`find_problems` takes, and ``only_missing``: what has a mask then needs no box.
     """
     images = {image["id"]: image for image in coco["images"]}
+    broken = find_broken_images(coco, allow_outside)
     categories = {category["id"] for category in coco["categories"]}
     seen: set = set()
     for i, ann in enumerate(coco["annotations"]):
         numbered = {**ann, "id": i} if scored and isinstance(ann, dict) else ann
-        problem = _problem(numbered, images, categories, seen)
+        problem = _problem(numbered, images, broken, categories, seen, only_missing)
         if scored and not problem:
-            problem = _score_problem(ann)
+            problem = _detection_problem(ann)
         yield i, ann, problem
 
 
-def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
+def find_broken_images(coco: dict[str, Any], allow_outside: bool = False) -> dict[int | str, str]:
+    """Finds the images that cannot be used: id → what is wrong, in words."""
+    problems = {}
+    for image in coco["images"]:
+        problem = image_problem(image)
+        if not (problem or allow_outside) and leaves_folder(image_file(image)):
+            problem = (
+                f"its image {image_file(image)!r:.80} has to lie below the folder of the images; "
+                "if another place is meant, --allow-outside, or the data set's allow_outside, "
+                "allows it"
+            )
+        if problem:
+            problems[image["id"]] = problem
+    return problems
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _problem(
+    ann: Any, images: dict, broken: dict, categories: set, seen: set, only_missing: bool
+) -> str | None:
     if not isinstance(ann, dict):
         return f"annotation is {ann!r:.40}, expected an object"
-    for key in ("id", "image_id", "category_id", "bbox"):
+    keeps_mask = only_missing and has_mask(ann)
+    for key in ("id", "image_id", "category_id") + (() if keeps_mask else ("bbox",)):
         if key not in ann:
             return f"has no {key!r}"
     for key in ("id", "image_id", "category_id"):
-        if not isinstance(ann[key], (int, str)):
+        if not _is_name(ann[key]):
             return f"its {key!r} is {ann[key]!r:.40}, expected a number or a text"
     if ann["id"] in seen:
         return f"id {ann['id']!r} occurs more than once; ids must be unique"
@@ -180,21 +215,19 @@ def _problem(ann: Any, images: dict, categories: set, seen: set) -> str | None:
         return f"its image {ann['image_id']!r} is not in 'images'"
     if ann["category_id"] not in categories:
         return f"its category {ann['category_id']!r} is not in 'categories'"
-    problem = image_problem(image)
-    if problem:
-        return problem
+    if image["id"] in broken:
+        return broken[image["id"]]
+    if keeps_mask:
+        return None
     return bbox_problem(ann["bbox"], image["width"], image["height"])
 
 
 def bbox_problem(bbox: Any, width: int, height: int) -> str | None:
     """What is wrong with a COCO box in an image of ``width`` × ``height``; None if nothing is."""
-    numeric = isinstance(bbox, list) and all(
-        isinstance(v, Real) and not isinstance(v, bool) for v in bbox
-    )
-    if not numeric or len(bbox) != 4:
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         return f"bbox is {bbox!r:.60}, expected four numbers [x, y, width, height]"
-    if not all(math.isfinite(v) for v in bbox):
-        return f"bbox {bbox} holds NaN or infinity"
+    if not is_bbox(bbox):
+        return f"bbox {bbox!r:.80} holds NaN or infinity, or a number as good as that"
     x, y, w, h = bbox
     if w <= 0 or h <= 0:
         return f"bbox {bbox} is empty: width and height must be positive"
@@ -206,11 +239,27 @@ def bbox_problem(bbox: Any, width: int, height: int) -> str | None:
     return None
 
 
-def _score_problem(ann: dict) -> str | None:
+def _detection_problem(ann: dict) -> str | None:
+    if ann.get("iscrowd"):
+        return "it has 'iscrowd', but what a detector finds is one object"
     score = ann.get("score")
-    if isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score):
+    if not is_finite(score):
         return f"its 'score' is {score!r:.40}, expected a number"
     return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_bbox(value: Any) -> bool:
+    """Whether a value from a JSON file is a list of four numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_finite, value))
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value from a JSON file is a number that a float can hold."""
+    return _is_number(value) and -LARGEST < value < LARGEST
 
 
 def image_problem(image: dict[str, Any]) -> str | None:
@@ -222,8 +271,12 @@ def image_problem(image: dict[str, Any]) -> str | None:
         ("height", int, "a number of pixels"),
     ):
         value = image.get(key)
-        if not isinstance(value, kind) or not value or (kind is int and value < 0):
-            return f"{key!r} of its image {image['id']!r} is {value!r:.40}, expected {expected}"
+        # An empty text and a size of nothing are not greater than the least of their kind.
+        if isinstance(value, bool) or not isinstance(value, kind) or not value > kind():
+            return f"{key!r} of its image {image['id']!r:.40} is {value!r:.40}, expected {expected}"
+    if image["width"] * image["height"] > MAX_PIXELS:
+        size = f"{image['width']}×{image['height']}"
+        return f"its image {image['id']!r:.40} has {size:.40} pixels, {RAISE_LIMIT}"
     return None
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import yaml
 from pycocotools import mask as mask_utils
 
-from .coco_file import find_problems, image_file, image_problem, write_text
-from .polygons import join_parts, mask_to_polygons, segmentation_to_mask
+from .coco_file import find_broken_images, find_problems, image_file, write_text
+from .polygons import join_parts, mask_problem, mask_to_polygons, segmentation_to_mask
 
 Files = Iterator[tuple[str, str]]  # name relative to the output folder, content
 
@@ -116,16 +116,19 @@ EXPORTS: dict[str, Callable[[dict[str, Any]], Files]] = dict(
 """Writers of masks, by the name of their format."""
 
 
-def check_masks(coco: dict[str, Any]) -> None:
+def check_masks(coco: dict[str, Any], allow_outside: bool = False) -> None:
     """Checks that all annotations but crowds have a box and a mask.
+
+    Args:
+        coco: COCO file, see :func:`read_coco`.
+        allow_outside: See :func:`find_problems`.
 
     Raises:
         ValueError: A box, mask or image entry cannot be used.
     """
-    for i, image in enumerate(coco["images"]):
-        if problem := image_problem(image):
-            raise ValueError(f"images[{i}]: {problem}")
-    for i, problem in find_problems(coco).items():
+    for problem in find_broken_images(coco, allow_outside).values():
+        raise ValueError(problem)
+    for i, problem in find_problems(coco, allow_outside=allow_outside).items():
         raise ValueError(f"annotations[{i}]: {problem}")
     images = {image["id"]: image for image in coco["images"]}
     for i, ann in enumerate(coco["annotations"]):
@@ -184,28 +187,19 @@ def _by_image(coco: dict[str, Any]) -> Iterator[tuple[dict, list[dict]]]:
 
 def _stem(image: dict) -> str:
     """Name of an image without its ending, inside whatever folder it is put in."""
-    path = PurePosixPath(image_file(image))
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"image {image_file(image)!r} has to lie below the folder of images")
-    return path.with_suffix("").as_posix()
+    return PurePosixPath(image_file(image)).with_suffix("").as_posix()
 
 
 def _mask_problem(segmentation: Any, image: dict) -> str | None:
-    if isinstance(segmentation, list) and segmentation:
+    if problem := mask_problem(segmentation, image):
+        return problem
+    if isinstance(segmentation, list):
         for polygon in segmentation:
-            if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            if len(polygon) < 6 or len(polygon) % 2:
                 return (
                     f"expected polygons [x, y, …] of at least three points, found {polygon!r:.80}"
                 )
         return None
-    if not isinstance(segmentation, dict) or not segmentation.keys() >= {"size", "counts"}:
-        return (
-            f"expected a mask, polygons or RLE, as tools/generate_labels.py writes them, found "
-            f"{segmentation!r:.80}"
-        )
-    size = [image["height"], image["width"]]
-    if list(segmentation["size"]) != size:
-        return f"expected a mask of the size {size} of its image, found {segmentation['size']}"
     counts = segmentation["counts"]
     area = sum(counts[1::2]) if isinstance(counts, list) else mask_utils.area(segmentation)
     return None if area else "expected a mask, found one without a pixel"

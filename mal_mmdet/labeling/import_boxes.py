@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import yaml
-from PIL import Image
 
 from .coco_file import read_json
+from .images import image_size
 
-ORIENTATION = 0x0112  # EXIF's tag
-ROTATED = (5, 6, 7, 8)  # values of it that swap width and height
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 CSV_COLUMNS = ("file_name", "x0", "y0", "x1", "y1", "label")
 
@@ -47,16 +45,6 @@ class BoxedImage(NamedTuple):
     size: tuple[int, int] | None
     boxes: list[Box]
     where: str
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height as an image is loaded, turned the way its camera was held.
-
-    Only its header is read.
-    """
-    with Image.open(path) as image:
-        turned = image.getexif().get(ORIENTATION) in ROTATED
-        return image.size[::-1] if turned else image.size
 
 
 def read_classes(values: Sequence[str]) -> list[str]:

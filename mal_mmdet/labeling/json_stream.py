@@ -10,6 +10,31 @@ from typing import Any, BinaryIO, TextIO, TypeVar
 
 T = TypeVar("T")
 WINDOW = 1 << 20  # bytes read at once; grows only for an entry that is larger
+MAX_DEPTH = 100  # of lists and objects in each other; COCO has five
+
+
+def check_depth(value: T, text: str) -> T:
+    """A value as it is, if nothing that goes through it can run out of Python's stack.
+
+    Args:
+        value: What was decoded.
+        text: What it was decoded from; few characters or brackets spare a closer look.
+
+    Raises:
+        ValueError: Lists and objects are nested more than ``MAX_DEPTH`` deep.
+    """
+    short = len(text) <= 2 * MAX_DEPTH or text.count("[") + text.count("{") <= MAX_DEPTH
+    level: list = [] if short else [value]
+    for _ in range(MAX_DEPTH + 1):
+        if not level:
+            return value
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
+        ]
+    raise ValueError(f"lists and objects are nested more than {MAX_DEPTH} deep")
 
 
 class JSONList:
@@ -181,6 +206,7 @@ class _Reader:
             self._grow()
         text = self._window[self._pos : end]
         self._pos = end
+        check_depth(value, text)
         return value if text.isascii() else json.loads(text.encode("latin-1"))
 
     def entries(self) -> Iterator[Any]:

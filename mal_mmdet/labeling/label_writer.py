@@ -18,10 +18,19 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from pycocotools import mask as mask_utils
 
-from .coco_file import check_annotations, has_mask, read_boxes, replacing, without_nan
+from .coco_file import (
+    check_annotations,
+    find_broken_images,
+    has_mask,
+    is_bbox,
+    is_finite,
+    read_boxes,
+    replacing,
+    without_nan,
+)
 from .json_stream import ListWriter, write_around
 from .paste import encode_window, mask_windows
-from .polygons import mask_to_polygons
+from .polygons import mask_bbox, mask_problem, mask_to_polygons
 from .shards import LabelShards
 
 MASK_FORMATS = ("rle", "polygon")
@@ -50,7 +59,8 @@ class LabelWriter(BaseMetric):
     estimate of the mask's IoU with the truth, see :func:`mask_quality`. Crowd annotations are
     not labeled: one without a mask gets its box as RLE, so that stock loaders can read it.
     Annotations that could not be labeled are left out of the label file, since no loader could
-    use them, and stand whole in ``<out_file>.report.json`` with the reason (NaN as null there).
+    use them, and stand whole in ``<out_file>.report.json`` with the reason (NaN as null there); so
+    do images that no loader could use, with boxes or without.
 
     Args:
         ann_file: The COCO file with the boxes.
@@ -65,6 +75,8 @@ class LabelWriter(BaseMetric):
         min_quality: Masks with a lower ``mask_quality`` are of low quality.
         low_quality: What becomes of those: ``keep``; ``ignore`` marks them as crowd, so that
             detectors do not learn from them; ``drop`` leaves them out of the file.
+        allow_outside: Whether images may lie outside their folder, see :func:`leaves_folder`; the
+            data set has to allow it too.
         info: What is added to the file's ``info`` under ``mal_mmdet``.
         fingerprint: Names and hashes of all that the masks depend on, see
             :meth:`LabelShards.open`.
@@ -86,6 +98,7 @@ class LabelWriter(BaseMetric):
         only_missing: bool = False,
         min_quality: float = 0.0,
         low_quality: str = "keep",
+        allow_outside: bool = False,
         info: dict[str, Any] | None = None,
         fingerprint: dict[str, str] | None = None,
         resume: bool = False,
@@ -110,6 +123,7 @@ class LabelWriter(BaseMetric):
         self.only_missing = only_missing
         self.min_quality = min_quality
         self.low_quality = low_quality
+        self.allow_outside = allow_outside
         self.info = info
         self.shards = LabelShards(shard_folder(out_file), fingerprint or {})
         if is_main_process():
@@ -231,7 +245,14 @@ class LabelWriter(BaseMetric):
                 open(report_name, "w", encoding="utf-8") as report,
                 open(out_name, "w", encoding="utf-8") as out,
             ):
-                report.write('{"failed": ')
+                broken = find_broken_images(coco, self.allow_outside)
+                by_id = {image["id"]: image for image in coco["images"]}
+                images = [dict(image=by_id[i], problem=text) for i, text in broken.items()]
+                report.write("{")
+                if images:
+                    print_log(f"{len(images)} images are left out, see the report", "current")
+                    report.write(f'"images": {json.dumps(without_nan(images))}, ')
+                report.write('"failed": ')
                 failed = ListWriter(report)
                 if self.detections:
                     labels = ListWriter(out)
@@ -239,7 +260,9 @@ class LabelWriter(BaseMetric):
                     labels.close()
                 else:
                     merge = partial(self._merge, coco, failed=failed)
-                    counts = write_around(out, coco, "annotations", merge)
+                    # No loader takes a file with an image that it could not use.
+                    sound = [image for image in coco["images"] if image["id"] not in broken]
+                    counts = write_around(out, coco | dict(images=sound), "annotations", merge)
                 failed.close()
                 rest = {name: count for name, count in counts.items() if name != "failed"}
                 report.write(", " + json.dumps(rest)[1:])
@@ -251,19 +274,19 @@ class LabelWriter(BaseMetric):
         labels = self.shards.labels(len(coco["annotations"]))
         images = {image["id"]: image for image in coco["images"]}
         counts = dict(labeled=0, failed=0, low_quality=0)
-        for i, ann, problem in check_annotations(coco, scored=bool(self.detections)):
-            if self.only_missing and has_mask(ann):
-                ann.setdefault("source", "human")
-                out.add(ann)
-                continue
+        scored = bool(self.detections)
+        for i, ann, problem in check_annotations(
+            coco, scored, self.allow_outside, self.only_missing
+        ):
             label = labels.get(i)
             if label and not problem:
                 problem = label.get("problem")
-            if problem is None and not label:
-                if ann.get("iscrowd"):
-                    complete_crowd(ann, images[ann["image_id"]])
-                else:
+            elif not problem:
+                if self.only_missing and has_mask(ann):
+                    ann.setdefault("source", "human")
+                elif not ann.get("iscrowd"):
                     problem = "the config's data set left it out"
+                problem = problem or complete_annotation(ann, images[ann["image_id"]])
             if problem:
                 counts["failed"] += 1
                 name = (
@@ -301,18 +324,30 @@ def encode_mask(mask: np.ndarray) -> dict:
     return dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
 
 
-def complete_crowd(ann: dict, image: dict) -> None:
-    """Gives a crowd annotation what stock loaders need: its box as mask, and an area.
+def complete_annotation(ann: dict, image: dict) -> str | None:
+    """Gives a crowd, or what has a mask, all that stock loaders need: mask, box and area.
 
     Args:
-        ann: COCO annotation; a mask or area that it has stays. Changed in place.
+        ann: COCO annotation; mask and box stand in for each other, and the box's area for the
+            mask's. Changed in place.
         image: Its image's entry in the COCO file.
+
+    Returns:
+        What keeps loaders from reading the mask that it has; None if nothing does.
     """
+    if has_mask(ann):
+        if problem := mask_problem(ann["segmentation"], image):
+            return problem
+        if not is_bbox(ann.get("bbox")):
+            ann["bbox"] = mask_bbox(ann["segmentation"], image)
     x, y, w, h = ann["bbox"]
-    ann.setdefault("area", w * h)
-    if not ann.get("segmentation"):
-        x0, y0 = max(x, 0), max(y, 0)
-        x1, y1 = min(x + w, image["width"]), min(y + h, image["height"])
-        polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
-        (rle,) = mask_utils.frPyObjects([polygon], image["height"], image["width"])
-        ann["segmentation"] = dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
+    if not is_finite(ann.get("area")):
+        ann["area"] = w * h
+    if has_mask(ann):
+        return None
+    x0, y0 = max(x, 0), max(y, 0)
+    x1, y1 = min(x + w, image["width"]), min(y + h, image["height"])
+    polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
+    (rle,) = mask_utils.frPyObjects([polygon], image["height"], image["width"])
+    ann["segmentation"] = dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
+    return None

@@ -3,10 +3,20 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
 
+from .coco_file import is_finite
+
+FARTHEST = 4  # a corner may lie so many sides of the image away
+# The runs of a compressed RLE: five bits and a flag that more follow to a character. After 30 bits
+# pycocotools loses some.
+COMPRESSED = r"(?:[P-o]{0,5}[0-O])+"
+UNREADABLE = "its mask is no RLE of the pixels of its image"
 MIN_IOU = 0.98
 # Pixels, tried in this order. One pixel makes stairs straight; 0.6 only takes corners of one pixel
 # away, which hardly a centre of a pixel notices.
@@ -15,6 +25,67 @@ TOLERANCES = (1.0, 0.6)
 # is not quite closed: mmdet's crops repair polygons with `buffer(0)`, which closes a cut without
 # width and fills the hole.
 CUT_OFFSET, CUT_WIDTH = 0.25, 0.01
+
+
+def mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
+    """What keeps stock loaders from reading a mask; None if nothing does.
+
+    pycocotools, which they use, takes an RLE on trust, and reads memory that is not its own.
+
+    Args:
+        segmentation: From a COCO file: polygons, or RLE, compressed or not.
+        image: The entry of its image, sound in the eyes of :func:`find_problems`.
+    """
+    height, width = size = [image["height"], image["width"]]
+    if isinstance(segmentation, list) and segmentation:
+        reach = FARTHEST * max(size)
+        for polygon in segmentation:
+            numbers = isinstance(polygon, list) and all(map(is_finite, polygon))
+            if not numbers or not all(-reach < v < reach for v in polygon):
+                return f"expected polygons [x, y, …] in and around the image, found {polygon!r:.80}"
+        if not _whole_polygons(segmentation):
+            return f"expected polygons of at least three points, found {segmentation!r:.80}"
+        return None
+    if not isinstance(segmentation, dict) or not segmentation.keys() >= {"size", "counts"}:
+        return (
+            f"expected a mask, polygons or RLE, as tools/generate_labels.py writes them, found "
+            f"{segmentation!r:.80}"
+        )
+    if segmentation["size"] != size:
+        return (
+            f"expected a mask of the size {size} of its image, found {segmentation['size']!r:.40}"
+        )
+    counts = segmentation["counts"]
+    if isinstance(counts, str) and re.fullmatch(COMPRESSED, counts):
+        counts = _run_lengths(counts)
+    runs = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
+    return None if runs and sum(counts) == height * width else UNREADABLE
+
+
+def mask_bbox(segmentation: list | dict, image: dict[str, Any]) -> list[float]:
+    """The box [x, y, width, height] around a mask in which :func:`mask_problem` finds nothing."""
+    if isinstance(segmentation, list):
+        segmentation = _whole_polygons(segmentation)
+    return mask_utils.toBbox(to_rle(segmentation, image["height"], image["width"])).tolist()
+
+
+def _whole_polygons(polygons: list[list[float]]) -> list[list[float]]:
+    """Those of three points or more; loaders skip the others."""
+    return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+
+
+def _run_lengths(counts: str) -> list[int]:
+    """The runs of a compressed RLE; from the fourth on they are written as changes."""
+    runs, value, shift = [], 0, 0
+    for code in counts.encode("ascii"):
+        code -= ord("0")
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if not code & 0x20:
+            value -= (code & 0x10) << (shift - 4)  # the sign
+            runs.append(value + runs[-2] if len(runs) > 2 else value)
+            value = shift = 0
+    return runs
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:

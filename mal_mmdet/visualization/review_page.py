@@ -25,6 +25,7 @@ from mal_mmdet.labeling import (
     has_mask,
     image_file,
     read_coco,
+    read_image,
     segmentation_to_mask,
     sha256,
 )
@@ -47,6 +48,7 @@ def write_review_page(
     truth_file: str | Path | None = None,
     size: int = 128,
     overwrite: bool = False,
+    allow_outside: bool = False,
 ) -> int:
     """Writes a folder whose ``index.html`` shows every box of a label file with its mask.
 
@@ -62,6 +64,7 @@ def write_review_page(
         truth_file: COCO file with human masks for annotations of the same ids, for their IoU.
         size: Side of a thumbnail in pixels.
         overwrite: Whether a review page that is there already is replaced.
+        allow_outside: Whether images may lie outside ``img_dir``, see :func:`leaves_folder`.
 
     Returns:
         Number of boxes on the page.
@@ -75,7 +78,7 @@ def write_review_page(
     out_dir = Path(out_dir)
     _check_target(out_dir, overwrite)
     coco = read_coco(label_file)
-    check_masks(coco)
+    check_masks(coco, allow_outside)
     images = {image["id"]: image for image in coco["images"]}
     # The worst first, those without a quality last.
     places, anns = [], []
@@ -198,9 +201,7 @@ def _jpeg(image: np.ndarray, quality: int) -> bytes:
 
 def _read_image(img_dir: Path, image: dict) -> np.ndarray:
     path = img_dir / image_file(image)
-    pixels = cv2.imread(str(path))
-    if pixels is None:
-        raise ValueError(f"image {path} cannot be read")
+    pixels = read_image(path)
     if pixels.shape[:2] != (image["height"], image["width"]):
         raise ValueError(
             f"image {path} has {pixels.shape[1]}×{pixels.shape[0]} pixels, but the label file says "

@@ -386,8 +386,15 @@ def test_config_from_name_alias_file_or_weights(job, photo, tmp_path):
     weights = save_weights(demo_cfg, tmp_path / "demo.pth", meta=dict(cfg=demo_cfg.pretty_text))
     options = dict(weights=weights, device="cpu", show_progress=False)
     models = (DEMO, "MAL_vit-demo", ROOT / f"configs/mal/{DEMO}.py", demo_cfg, None)
-    found = [masks(MALInferencer(model, **options)(photo, [BOX])) for model in models]
+    trusted = [model is None for model in models]  # the config in the weights is a program
+    inferencers = [
+        MALInferencer(model, trust_checkpoint=trust, **options)
+        for model, trust in zip(models, trusted)
+    ]
+    found = [masks(inferencer(photo, [BOX])) for inferencer in inferencers]
     assert all(mask == found[0] for mask in found) and found[0]
+    with pytest.raises(ValueError, match=r"config in .*demo\.pth is a program.*trust_checkpoint"):
+        MALInferencer(**options)
 
 
 def test_every_config_of_phase_1_is_in_the_model_index():

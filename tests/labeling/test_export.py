@@ -162,7 +162,7 @@ def test_cvat(tmp_path):
             "without a pixel",
         ),
         ("annotations", dict(category_id=99), r"annotations\[0\]: its category 99"),
-        ("images", dict(width=None), r"images\[0\]: 'width' of its image 7 is None"),
+        ("images", dict(width=None), r"'width' of its image 7 is None"),
         ("images", dict(file_name="../x.jpg"), "has to lie below the folder"),
         ("images", dict(file_name="/x.jpg"), "has to lie below the folder"),
         ("images", dict(file_name="empty.png"), "'empty.png' and 'empty.jpg' differ in nothing"),

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that would run code: no tool does, unless it is told to."""
+
+from __future__ import annotations
+
+import collections
+import runpy
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner.checkpoint import get_torch_safe_globals
+
+from mal_mmdet.apis import MALInferencer
+from mal_mmdet.checkpoints import trusting_checkpoints
+from mal_mmdet.models.released_checkpoint import load_tensors
+
+from .conftest import ROOT, tiny_config
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+class Getattr:
+    """An attribute that is looked up when this is unpickled, and given a state."""
+
+    def __init__(self, owner: object, name: str, *state: object) -> None:
+        self.reduced = (getattr, (owner, name), *state)
+
+    def __reduce__(self) -> tuple:
+        return self.reduced
+
+
+class Buffer:
+    """A history buffer with any attributes."""
+
+    def __init__(self, attributes: object) -> None:
+        self.attributes = attributes
+
+    def __reduce__(self) -> tuple:
+        return HistoryBuffer, (), self.attributes
+
+
+@pytest.fixture(scope="module")
+def trained(demo, tmp_path_factory):
+    """Config file and checkpoint of a training of one epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    ema = [dict(type="EMAHook")]
+    cfg = tiny_config(demo, folder, **{"train_cfg.max_epochs": 1, "custom_hooks": ema})
+    cfg.dump(folder / "config.py")
+    Runner.from_cfg(cfg).train()
+    return folder / "config.py", folder / "epoch_1.pth"
+
+
+@pytest.fixture
+def hostile(trained, tmp_path):
+    """The checkpoint with something in it that makes the file of the second path."""
+    content = torch.load(trained[1], weights_only=False)
+    torch.save(content | dict(payload=Touch(tmp_path / "made")), tmp_path / "hostile.pth")
+    return tmp_path / "hostile.pth", tmp_path / "made"
+
+
+def run(name: str, *arguments: object) -> None:
+    sys.argv = [name, *map(str, arguments)]
+    runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+
+
+def train_resumed(trained, demo, file, out, trust):
+    run("train.py", trained[0], "--resume", file, "--work-dir", out, *trust)
+
+
+def train_loaded(trained, demo, file, out, trust):
+    options = ("--cfg-options", f"load_from={file}", "train_dataloader.batch_size=8")
+    run("train.py", trained[0], "--work-dir", out, *trust, *options)
+
+
+def test_checkpoint(trained, demo, file, out, trust):
+    run("test.py", trained[0], file, "--work-dir", out, *trust)
+
+
+def label(trained, demo, file, out, trust):
+    data = ("--ann-file", demo / "instances_val.json", "--img-dir", demo / "val")
+    try:
+        run("generate_labels.py", trained[0], file, *data, "--out", out / "x.json", *trust)
+    except SystemExit as done:
+        assert done.code == 0
+
+
+def draw_attention(trained, demo, file, out, trust):
+    data = ("--ann-file", demo / "instances_val.json", "--img-dir", demo / "val")
+    options = ("--number", 1, "--layers", 1, "--out", out)
+    run("visualize.py", "attention", trained[0], file, *data, *options, *trust)
+
+
+def infer(trained, demo, file, out, trust):
+    MALInferencer(trained[0], file, device="cpu", trust_checkpoint=bool(trust))
+
+
+def initialise(trained, demo, file, out, trust, kind="Pretrained"):
+    cfg = tiny_config(demo, out).model
+    cfg.network.init_cfg = dict(type=kind, checkpoint=str(file))
+    if kind == "Pretrained":
+        cfg.network.init_cfg.prefix = "student."
+    with trusting_checkpoints(bool(trust)):
+        MODELS.build(cfg).init_weights()
+
+
+def initialise_encoder(*arguments):
+    initialise(*arguments, kind="PretrainedEncoder")
+
+
+def download(trained, demo, file, out, trust):
+    with pytest.MonkeyPatch.context() as patch, trusting_checkpoints(bool(trust)):
+        patch.setenv("TORCH_HOME", str(out))  # where the file has been downloaded to before
+        cached = out / "hub/checkpoints/hostile.pth"
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        cached.write_bytes(file.read_bytes())
+        CheckpointLoader.load_checkpoint("https://example.com/hostile.pth")
+
+
+test_checkpoint.__test__ = False
+WAYS = [
+    train_resumed,
+    train_loaded,
+    test_checkpoint,
+    label,
+    draw_attention,
+    infer,
+    initialise,
+    initialise_encoder,
+    download,
+]
+
+
+@pytest.mark.parametrize("load", WAYS)
+def test_code_in_a_checkpoint_runs_only_if_it_is_trusted(
+    load, trained, demo, hostile, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", [])
+    file, made = hostile
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"it wants pathlib\..*--trust-checkpoint"):
+        load(trained, demo, file, out, ())
+    assert not made.exists()
+    load(trained, demo, file, out, ("--trust-checkpoint",))
+    assert made.exists()
+
+
+def test_an_honest_checkpoint_is_read_whole(trained):
+    found = CheckpointLoader.load_checkpoint(str(trained[1]))
+    expected = torch.load(trained[1], weights_only=False)
+    assert found.keys() == expected.keys() > {"optimizer", "ema_state_dict", "param_schedulers"}
+    logs = found["message_hub"]["log_scalars"]["train/loss"]
+    assert logs.statistics("mean") == np.mean(logs.data[0]) > 0
+    assert all(
+        torch.equal(found["state_dict"][key], v) for key, v in expected["state_dict"].items()
+    )
+
+
+def test_arguments_and_numbers_that_others_save_are_read(tmp_path):
+    numbers = [np.float32(0.5), np.arange(3), np.array([True]), np.int64(7)]
+    content = dict(args=Namespace(lr=0.1, data="x"), numbers=numbers)
+    torch.save(content, tmp_path / "x.pth")
+    found = CheckpointLoader.load_checkpoint(str(tmp_path / "x.pth"))
+    assert found["args"] == content["args"] and found["numbers"][0] == np.float32(0.5)
+    assert [np.array(n).dtype for n in found["numbers"]] == [np.array(n).dtype for n in numbers]
+
+
+def test_getattr_is_no_way_out(tmp_path):
+    # Attribute after attribute, from a history buffer to os.system, which it calls as its own.
+    made, command = tmp_path / "made", f"touch {tmp_path / 'made'}"
+    module = Buffer(Getattr(HistoryBuffer.mean, "__globals__"))
+    modules = Buffer(Getattr(Getattr(Getattr(module, "warnings"), "sys"), "modules"))
+    update = Buffer(dict(update=Getattr(Getattr(modules, "os"), "system")))
+    methods = dict(_set_default_statistics=collections.OrderedDict, _statistics_methods=update)
+    trick = Getattr(Buffer(dict(x=Buffer(methods))), "x", dict(statistics_methods=command))
+    torch.save(trick, tmp_path / "trick.pth")
+    with pytest.raises(ValueError, match="it wants getattr of '__globals__'"):
+        CheckpointLoader.load_checkpoint(str(tmp_path / "trick.pth"))
+    assert not made.exists()
+    # What MMEngine allows by itself is not safe.
+    with torch.serialization.safe_globals(get_torch_safe_globals()):
+        torch.load(tmp_path / "trick.pth", weights_only=True)
+    assert made.exists()
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    (tmp_path / "page.pth").write_text("<html>404</html>")
+    with pytest.raises(ValueError, match=r"page\.pth is no checkpoint .*Unsupported operand"):
+        CheckpointLoader.load_checkpoint(str(tmp_path / "page.pth"))
+
+
+def test_what_others_have_allowed_stays_allowed(trained):
+    before = set(torch.serialization.get_safe_globals())
+    CheckpointLoader.load_checkpoint(str(trained[1]))
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_the_converter_skips_code(tmp_path):
+    made = tmp_path / "made"
+    torch.save(dict(state_dict={}, payload=Touch(made)), tmp_path / "x.pth")
+    assert load_tensors(tmp_path / "x.pth")["state_dict"] == {}
+    monkey = [str(tmp_path / "x.pth"), str(tmp_path / "y.pth")]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="converted"):
+        patch.setattr(sys, "argv", [])
+        run("model_converters/mal_released_to_mmdet.py", *monkey)
+    assert not made.exists()
+    torch.load(tmp_path / "x.pth", weights_only=False)
+    assert made.exists()
