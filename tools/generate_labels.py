@@ -4,7 +4,8 @@
 
 Finished masks are kept in <out>.shards until the file is whole: a run that was interrupted goes on
 with --resume. Exit code: 0 when every box was labeled, 3 when some could not be; <out>.report.json
-then lists them with the reason.
+then lists them with the reason. 143 or 130 after SIGTERM or SIGINT, which write what is finished to
+the disk first; a second signal ends at once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from datetime import datetime, timezone
 from mmengine.dist import is_main_process
 
 from mal_mmdet.apis import add_runner_arguments, generate_labels, load_config
+from mal_mmdet.engine import stop_signals
 from mal_mmdet.labeling import LOW_QUALITY, MASK_FORMATS, report_path
 from mal_mmdet.models.mask_auto_labeler import LABEL_SOURCES, PREDICT_DTYPES
 
@@ -110,24 +112,25 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    failed = generate_labels(
-        load_config(args, RANK_TIMEOUT),
-        args.checkpoint,
-        args.ann_file,
-        args.img_dir,
-        args.out,
-        label_source=args.source,
-        flip_test=args.flip,
-        thresholds=args.thresholds,
-        predict_dtype=args.dtype,
-        detections=args.boxes,
-        only_missing=args.only_missing,
-        date=args.date,
-        resume=args.resume,
-        mask_format=args.mask_format,
-        min_quality=args.min_quality,
-        low_quality=args.low_quality,
-    )
+    with stop_signals.handled():
+        failed = generate_labels(
+            load_config(args, RANK_TIMEOUT),
+            args.checkpoint,
+            args.ann_file,
+            args.img_dir,
+            args.out,
+            label_source=args.source,
+            flip_test=args.flip,
+            thresholds=args.thresholds,
+            predict_dtype=args.dtype,
+            detections=args.boxes,
+            only_missing=args.only_missing,
+            date=args.date,
+            resume=args.resume,
+            mask_format=args.mask_format,
+            min_quality=args.min_quality,
+            low_quality=args.low_quality,
+        )
     if not is_main_process():
         return 0
     print(f"labels: {args.out}")

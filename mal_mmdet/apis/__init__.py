@@ -7,12 +7,15 @@ from .labeling import generate_labels
 from .launch import (
     add_runner_arguments,
     full_precision_without_gpu,
+    latest_checkpoint,
     load_config,
     load_weights,
     read_config,
+    resume_latest,
     set_launcher,
     use_boxes,
     use_detections,
+    use_safe_checkpoints,
 )
 from .retention import Row, measure_retention
 
@@ -24,14 +27,17 @@ __all__ = [
     "draw_attention_maps",
     "full_precision_without_gpu",
     "generate_labels",
+    "latest_checkpoint",
     "load_config",
     "load_weights",
     "measure_retention",
     "read_config",
     "rebase",
+    "resume_latest",
     "run_ablation",
     "set_launcher",
     "use_boxes",
     "use_detections",
     "use_labels",
+    "use_safe_checkpoints",
 ]
