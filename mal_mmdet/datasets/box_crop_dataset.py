@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import logging
 import random
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +14,13 @@ from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dataset import Compose
+from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch.utils.data import Dataset
 
 from .transforms.formatting import empty_instances
+
+RETRY_SECONDS = 1.0
 
 
 @DATASETS.register_module()
@@ -104,7 +109,8 @@ class BoxCropDataset(Dataset):
             N = 0, and ``failed`` says what is wrong for the index of each of its annotations.
 
         Raises:
-            RuntimeError: The image of a training box cannot be read.
+            RuntimeError: The image of a training box cannot be read, not at a second attempt
+                either.
         """
         if self.group_by_image:
             return self._image_sample(index)
@@ -120,7 +126,7 @@ class BoxCropDataset(Dataset):
         expected = info.get("height"), info.get("width")
         path, instances = info.get("img_path"), info["instances"]
         try:
-            results = self.dataset[image]
+            results = self._read_again_if_it_fails(image, path)
         except Exception as error:  # every image backend raises its own kinds
             ids = [instance["ann_id"] for instance in instances if "ann_id" in instance]
             listed = f"; its annotations are {ids[:5]}{' …' if len(ids) > 5 else ''}" if ids else ""
@@ -134,6 +140,17 @@ class BoxCropDataset(Dataset):
                 f"{expected[1]}×{expected[0]}: the boxes would not fit"
             )
         return results
+
+    def _read_again_if_it_fails(self, image: int, path: str | None) -> dict:
+        try:
+            return self.dataset[image]
+        except FileNotFoundError:
+            raise
+        except OSError as error:  # file systems of clusters have bad moments
+            text = f"reading image {path} failed ({type(error).__name__}: {error}); trying again"
+            print_log(text, logger="current", level=logging.WARNING)
+            time.sleep(RETRY_SECONDS)
+            return self.dataset[image]
 
     def _box_results(self, results: dict, instance: int) -> dict:
         info = results["instances"][instance]
