@@ -8,10 +8,9 @@ from tests.conftest import tiny_config
 from tests.test_training import assert_same
 
 
-def weights(demo, work_dir, seed=0, **loader):
+def weights(demo, work_dir, **loader):
     options = {f"train_dataloader.{key}": value for key, value in loader.items()}
     cfg = tiny_config(demo, work_dir, **{"model.crf_loss.num_steps": 5, **options})
-    cfg.randomness = dict(seed=seed)
     cfg.train_cfg.max_epochs = 10
     cfg.default_hooks.checkpoint.interval = 100
     runner = Runner.from_cfg(cfg)
@@ -24,5 +23,5 @@ def test_workers_do_not_change_fifty_steps(demo, tmp_path):
     none = weights(demo, tmp_path / "none")
     two = weights(demo, tmp_path / "two", num_workers=2, persistent_workers=True)
     assert_same(none, two)
-    other = weights(demo, tmp_path / "other", seed=1)
-    assert not torch.equal(*(w["student.backbone.pos_embed"] for w in (none, other)))
+    name = "backbone.pos_embed"  # the teacher's follows that of the student from afar
+    assert not torch.equal(none[f"student.{name}"], none[f"teacher.{name}"])

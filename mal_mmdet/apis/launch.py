@@ -125,11 +125,11 @@ def load_weights(runner: Runner, checkpoint: str | Path | None) -> None:
 
 def use_safe_checkpoints(cfg: Config) -> None:
     """Lets any config write its checkpoints by :class:`SafeCheckpointHook`, in place."""
-    hook = cfg.setdefault("default_hooks", {}).setdefault(
-        "checkpoint", dict(type="CheckpointHook", interval=1)
-    )
-    if hook and hook["type"] == "CheckpointHook":
-        hook["type"] = "SafeCheckpointHook"
+    cfg.setdefault("default_hooks", {})
+    cfg.default_hooks.setdefault("checkpoint", dict(type="CheckpointHook", interval=1))
+    hook = cfg.default_hooks.checkpoint
+    if hook and hook.type == "CheckpointHook":
+        hook.type = "SafeCheckpointHook"
 
 
 def resume_latest(cfg: Config) -> None:

@@ -31,10 +31,9 @@ class LossCheckHook(Hook):
         """
         # Not at ``outputs``, whose tensors may be on a GPU: MMEngine's RuntimeInfoHook, the first
         # of all hooks, has waited for them and put them here as numbers.
-        losses = {
-            name: runner.message_hub.get_scalar(f"train/{name}").current() for name in outputs
-        }
-        if all(math.isfinite(loss) for name, loss in losses.items() if "loss" in name):
+        hub = runner.message_hub
+        losses = {k: float(hub.get_scalar(f"train/{k}").current()) for k in outputs if "loss" in k}
+        if all(map(math.isfinite, losses.values())):
             return
         lines = [describe(sample) for sample in data_batch["data_samples"]["student"]]
         raise FloatingPointError(
