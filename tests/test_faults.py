@@ -198,7 +198,9 @@ def test_killed_then_on_a_full_disk_then_resumed(demo, tmp_path, undisturbed):
     cfg.custom_hooks.pop()
     assert train(cfg, tmp_path / "full.txt", limit=len(before) // 2) == 1
     text = (tmp_path / "full.txt").read_text()
-    assert re.search(r"File too large.*cannot be written. Those before it stay in .*--resume", text)
+    assert re.search(
+        r"File too large.*cannot be written. The checkpoints before it stay; .*--resume", text
+    )
     assert [path.name for path in folder.glob("*.pth")] == ["epoch_1.pth"]
     assert whole.read_bytes() == before and not list(folder.glob(".*"))
     cfg.default_hooks.checkpoint.max_keep_ckpts = 2

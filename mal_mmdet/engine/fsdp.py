@@ -11,8 +11,9 @@ from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLay
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from mal_mmdet.labeling import replacing
 from mal_mmdet.models import MaskNetwork
+
+from .safe_checkpoint_hook import whole_checkpoint
 
 
 @STRATEGIES.register_module()
@@ -44,7 +45,7 @@ class ResumableFSDPStrategy(FSDPStrategy):
             kwargs: As MMEngine's.
         """
         if self._is_full_state_dict() and is_main_process():
-            with replacing(filename) as temporary:
+            with whole_checkpoint(filename) as temporary:
                 super().save_checkpoint(temporary, **kwargs)
         else:
             super().save_checkpoint(filename, **kwargs)

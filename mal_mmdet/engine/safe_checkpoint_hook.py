@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +23,31 @@ INTERRUPTED = "interrupted.pth"
 SAMPLES_DONE = "samples_done_in_epoch"
 
 
+@contextmanager
+def whole_checkpoint(path: str | Path) -> Iterator[str]:
+    """:func:`replacing`, for checkpoints.
+
+    Raises:
+        OSError: It cannot be written; says what to do.
+    """
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error}: {path} cannot be written. The checkpoints before it stay; mend that, or "
+            "make room, then go on with --resume",
+        ) from error
+
+
 @register_backend("atomic")
 class AtomicBackend(LocalBackend):
     """Local files that appear under their name when they are whole and on the disk."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Writes a file; see :func:`replacing`."""
-        with replacing(filepath) as temporary:
+        """Writes a file; see :func:`whole_checkpoint`."""
+        with whole_checkpoint(filepath) as temporary:
             super().put(obj, temporary)
 
 
@@ -92,15 +111,14 @@ class SafeCheckpointHook(CheckpointHook):
         if by_epoch:
             samples = self._skipped + batches * loader.batch_size * get_world_size()
             runner.message_hub.update_info(SAMPLES_DONE, samples)
-        with self._explaining():
-            runner.save_checkpoint(
-                self.out_dir,
-                INTERRUPTED,
-                save_optimizer=self.save_optimizer,
-                save_param_scheduler=self.save_param_scheduler,
-                by_epoch=False,
-                backend_args=self.backend_args,
-            )
+        runner.save_checkpoint(
+            self.out_dir,
+            INTERRUPTED,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            by_epoch=False,
+            backend_args=self.backend_args,
+        )
         path = self.file_backend.join_path(self.out_dir, INTERRUPTED)
         if is_main_process():
             write_text(Path(runner.work_dir) / "last_checkpoint", path)
@@ -121,13 +139,17 @@ class SafeCheckpointHook(CheckpointHook):
         stop_signals.noting = stop_signals.handling
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        with self._removing_afterwards(), self._explaining():
+        with self._removing_afterwards():
             super()._save_checkpoint_with_step(runner, step, meta)
         if is_main_process():
-            Path(self.out_dir, INTERRUPTED).unlink(missing_ok=True)
+            interrupted = Path(self.out_dir, INTERRUPTED)
+            if interrupted.is_dir():  # FSDP with a file for each rank
+                shutil.rmtree(interrupted)
+            else:
+                interrupted.unlink(missing_ok=True)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        with self._removing_afterwards(), self._explaining():
+        with self._removing_afterwards():
             super()._save_best_checkpoint(runner, metrics)
 
     @contextmanager
@@ -142,14 +164,3 @@ class SafeCheckpointHook(CheckpointHook):
             self.file_backend = backend
         for path in outdated:
             backend.remove(path)
-
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{error}: the checkpoint cannot be written. Those before it stay in "
-                f"{self.out_dir}; mend that, or make room, then go on with --resume",
-            ) from error
