@@ -6,7 +6,7 @@
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n 3,5p "$0" >&2; exit 2; }
 here="$(cd "$(dirname "$0")" && pwd)"
-python -m torch.distributed.run \
+exec python -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \

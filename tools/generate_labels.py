@@ -4,7 +4,8 @@
 
 Finished masks are kept in <out>.shards until the file is whole: a run that was interrupted goes on
 with --resume. Exit code: 0 when every box was labeled, 3 when some could not be; <out>.report.json
-then lists them with the reason.
+then lists them with the reason. 143 or 130 after SIGTERM or SIGINT, which write what is finished to
+the disk first; a second signal ends at once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from mmengine.dist import is_main_process
 
 from mal_mmdet.apis import add_runner_arguments, generate_labels, load_config
 from mal_mmdet.checkpoints import trusting_checkpoints
+from mal_mmdet.engine import stop_signals
 from mal_mmdet.labeling import LOW_QUALITY, MASK_FORMATS, report_path
 from mal_mmdet.models.mask_auto_labeler import LABEL_SOURCES, PREDICT_DTYPES
 
@@ -116,7 +118,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    with trusting_checkpoints(args.trust_checkpoint):
+    with trusting_checkpoints(args.trust_checkpoint), stop_signals.handled():
         failed = generate_labels(
             load_config(args, RANK_TIMEOUT),
             args.checkpoint,

@@ -1,6 +1,10 @@
 #!/usr/bin/env python
 # SPDX-License-Identifier: Apache-2.0
-"""Trains any config, phase 1 or phase 2."""
+"""Trains any config, phase 1 or phase 2.
+
+SIGTERM and SIGINT write a checkpoint after the iteration; the exit code is then 143 or 130, and
+--resume goes on from there. A second signal ends at once.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,18 @@ from mal_mmdet.apis import (
     check_labels,
     full_precision_without_gpu,
     load_config,
+    resume_latest,
     use_labels,
+    use_safe_checkpoints,
 )
 from mal_mmdet.checkpoints import trusting_checkpoints
+from mal_mmdet.engine import stop_signals
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help="config file, or mmdet::path/of/a/stock/config.py")
     parser.add_argument("--amp", action="store_true", help="train in mixed precision")
     parser.add_argument(
@@ -75,10 +84,12 @@ def main() -> None:
                 f"--auto-scale-lr needs auto_scale_lr.base_batch_size in {args.config}"
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == "auto" else args.resume
-    with trusting_checkpoints(args.trust_checkpoint):
+    use_safe_checkpoints(cfg)
+    if args.resume == "auto":
+        resume_latest(cfg)
+    elif args.resume:
+        cfg.resume, cfg.load_from = True, args.resume
+    with trusting_checkpoints(args.trust_checkpoint), stop_signals.handled():
         RUNNERS.build(cfg).train()
 
 

@@ -9,8 +9,10 @@ randomness = dict(seed=0)
 #     vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
 custom_hooks = [
     dict(type='MultiTensorMeanTeacherHook', momentum=0.004),
-    dict(type='MaskVisualizationHook', interval=1000, num_samples=8)
+    dict(type='MaskVisualizationHook', interval=1000, num_samples=8),
+    dict(type='LossCheckHook')
 ]
 # Every box has a mask; `tools/test.py --show-dir` draws them all, sure or not.
 default_hooks = dict(
-    checkpoint=dict(max_keep_ckpts=3), visualization=dict(score_thr=0.0))
+    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
+    visualization=dict(score_thr=0.0))

@@ -8,12 +8,15 @@ from .launch import (
     add_runner_arguments,
     add_trust_argument,
     full_precision_without_gpu,
+    latest_checkpoint,
     load_config,
     load_weights,
     read_config,
+    resume_latest,
     set_launcher,
     use_boxes,
     use_detections,
+    use_safe_checkpoints,
 )
 from .retention import Row, measure_retention
 
@@ -26,14 +29,17 @@ __all__ = [
     "draw_attention_maps",
     "full_precision_without_gpu",
     "generate_labels",
+    "latest_checkpoint",
     "load_config",
     "load_weights",
     "measure_retention",
     "read_config",
     "rebase",
+    "resume_latest",
     "run_ablation",
     "set_launcher",
     "use_boxes",
     "use_detections",
     "use_labels",
+    "use_safe_checkpoints",
 ]

@@ -13,11 +13,11 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from mal_mmdet.labeling import without_nan, write_json, write_text
 
-from .launch import full_precision_without_gpu, set_launcher
+from .launch import full_precision_without_gpu, resume_latest, set_launcher, use_safe_checkpoints
 
 COLUMNS = ("miou", "miou_category", "miou_small", "miou_medium", "miou_large")
 
@@ -106,8 +106,8 @@ def run_once(cfg: Config) -> dict[str, float]:
     result_file = work_dir / "result.json"
     if result_file.exists():
         return json.loads(result_file.read_text())
-    if find_latest_checkpoint(cfg.work_dir) is not None:
-        cfg.resume, cfg.load_from = True, None  # or it would resume from ``load_from``
+    use_safe_checkpoints(cfg)
+    resume_latest(cfg)
     start = time.monotonic()
     runner = Runner.from_cfg(cfg)
     runner.train()

@@ -129,7 +129,7 @@ def generate_labels(
         resume=resume,
         **writer_options,
     )
-    cfg.custom_hooks = [dict(type="LabelProgressHook")]
+    cfg.custom_hooks = [dict(type="LabelProgressHook"), dict(type="LabelStopHook")]
     runner = Runner.from_cfg(cfg)
     load_weights(runner, checkpoint)
     return runner.test().get("labels/failed", 0)

@@ -6,8 +6,10 @@ from __future__ import annotations
 import argparse
 import atexit
 import gc
+import logging
 import os
 import sys
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,10 +17,15 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.hub import get_config
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, load_checkpoint
 
+from mal_mmdet.engine import INTERRUPTED
 from mal_mmdet.models import MaskAutoLabeler
+
+# Not best_*.pth, which have no state of the optimizer.
+RESUMABLE = ("epoch_*.pth", "iter_*.pth", INTERRUPTED)
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +132,80 @@ def load_weights(runner: Runner, checkpoint: str | Path | None) -> None:
             ) from error
     else:
         runner.load_checkpoint(str(checkpoint))
+
+
+def use_safe_checkpoints(cfg: Config) -> None:
+    """Lets any config write its checkpoints by :class:`SafeCheckpointHook`, in place."""
+    cfg.setdefault("default_hooks", {})
+    cfg.default_hooks.setdefault("checkpoint", dict(type="CheckpointHook", interval=1))
+    hook = cfg.default_hooks.checkpoint
+    if hook and hook.type == "CheckpointHook":
+        hook.type = "SafeCheckpointHook"
+
+
+def resume_latest(cfg: Config) -> None:
+    """Lets a training go on with the latest whole checkpoint in its work dir, in place.
+
+    Without one it starts as the config says, so that a job script can always ask for it.
+
+    Raises:
+        ValueError: There are checkpoints, but all are damaged.
+    """
+    checkpoint = latest_checkpoint(cfg.work_dir)
+    if checkpoint is not None:
+        cfg.resume, cfg.load_from = True, str(checkpoint)
+
+
+def latest_checkpoint(work_dir: str | Path) -> Path | None:
+    """The checkpoint that a training was last told to have written, or the latest whole one.
+
+    Args:
+        work_dir: Of the training; its file ``last_checkpoint`` may name another folder.
+
+    Returns:
+        None if there are no checkpoints.
+
+    Raises:
+        ValueError: All are damaged.
+    """
+    pointer, folder = Path(work_dir, "last_checkpoint"), Path(work_dir)
+    named = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else ""
+    if named:
+        folder = Path(named).parent
+    found = [path for name in RESUMABLE for path in folder.glob(name)]
+    found.sort(key=lambda path: (path == Path(named), path.stat().st_mtime), reverse=True)
+    for path in found:
+        problem = damage(path)
+        if problem is None:
+            return path
+        print_log(
+            f"{path} is damaged ({problem}); trying the checkpoint before it",
+            logger="current",
+            level=logging.WARNING,
+        )
+    if found:
+        raise ValueError(
+            f"all checkpoints in {folder} are damaged ({', '.join(path.name for path in found)}): "
+            "remove them to train anew"
+        )
+    return None
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, by the checksums in it; None if nothing is.
+
+    Args:
+        checkpoint: A file of ``torch.save``, or a folder with such files.
+    """
+    if checkpoint.is_dir():
+        problems = [damage(path) for path in sorted(checkpoint.glob("*.pth"))]
+        return next(filter(None, problems), None)
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        return str(error)
+    return broken and f"wrong checksum of {broken}"
 
 
 def full_precision_without_gpu(cfg: Config) -> None:

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import errno
+import logging
 import os.path as osp
 import random
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +16,15 @@ from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmengine.dataset import Compose
+from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 from torch.utils.data import Dataset
 
 from mal_mmdet.labeling import open_image
 
 from .transforms.formatting import empty_instances
+
+RETRY_SECONDS = 1.0
 
 
 @DATASETS.register_module()
@@ -107,7 +113,8 @@ class BoxCropDataset(Dataset):
             N = 0, and ``failed`` says what is wrong for the index of each of its annotations.
 
         Raises:
-            RuntimeError: The image of a training box cannot be read.
+            RuntimeError: The image of a training box cannot be read, not at a second attempt
+                either.
         """
         if self.group_by_image:
             return self._image_sample(index)
@@ -123,9 +130,7 @@ class BoxCropDataset(Dataset):
         expected = info.get("height"), info.get("width")
         path, instances = info.get("img_path"), info["instances"]
         try:
-            if isinstance(path, str) and osp.exists(path):  # not so if a server has it
-                open_image(path).close()  # or the decoder might fill the memory
-            results = self.dataset[image]
+            results = self._read_again_if_it_fails(image, path)
         except Exception as error:  # every image backend raises its own kinds
             ids = [instance["ann_id"] for instance in instances if "ann_id" in instance]
             listed = f"; its annotations are {ids[:5]}{' …' if len(ids) > 5 else ''}" if ids else ""
@@ -141,6 +146,23 @@ class BoxCropDataset(Dataset):
                 + (". It is loaded the way that its EXIF orientation turns it" if turned else "")
             )
         return results
+
+    def _read_again_if_it_fails(self, image: int, path: str | None) -> dict:
+        try:
+            return self._read_image(image, path)
+        except OSError as error:
+            if error.errno in (None, errno.ENOENT):  # no image, or no file: nothing that passes
+                raise
+            # File systems of clusters have bad moments.
+            text = f"reading image {path} failed ({type(error).__name__}: {error}); trying again"
+            print_log(text, logger="current", level=logging.WARNING)
+            time.sleep(RETRY_SECONDS)
+            return self._read_image(image, path)
+
+    def _read_image(self, image: int, path: str | None) -> dict:
+        if isinstance(path, str) and osp.exists(path):  # not so if a server has it
+            open_image(path).close()  # or the decoder might fill the memory
+        return self.dataset[image]
 
     def _box_results(self, results: dict, instance: int) -> dict:
         info = results["instances"][instance]

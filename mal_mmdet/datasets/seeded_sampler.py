@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 from mmdet.registry import DATA_SAMPLERS
@@ -20,6 +21,10 @@ class SeededSampler(DefaultSampler):
             shuffled order, and :class:`BoxCropDataset` reads the image once for all of them.
             For photographs so large that reading them keeps the GPU waiting; the boxes of a
             batch are then less varied.
+
+    Attributes:
+        start: So many samples of this rank are left out the next time; then it is 0 again. For a
+            training that goes on in the middle of an epoch.
     """
 
     def __init__(self, *args, boxes_per_image: int = 1, **kwargs) -> None:
@@ -27,9 +32,11 @@ class SeededSampler(DefaultSampler):
         if boxes_per_image < 1:
             raise ValueError(f"boxes_per_image is {boxes_per_image}, but must be at least 1")
         self.boxes_per_image = boxes_per_image
+        self.start = 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        for index in self._indices():
+        start, self.start = self.start, 0
+        for index in islice(self._indices(), start, None):
             sequence = np.random.SeedSequence([self.seed, self.epoch, index])
             yield index, int(sequence.generate_state(1)[0])
 

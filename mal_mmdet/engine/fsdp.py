@@ -7,6 +7,7 @@ from typing import Any
 
 from mmengine._strategy import FSDPStrategy
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.registry import FUNCTIONS, STRATEGIES
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
 from torch import nn
@@ -14,10 +15,14 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mal_mmdet.models import MaskNetwork
 
+from .safe_checkpoint_hook import whole_checkpoint
+
 
 @STRATEGIES.register_module()
 class ResumableFSDPStrategy(FSDPStrategy):
     """MMEngine's FSDP, able to resume with today's PyTorch and to run without a GPU.
+
+    Its checkpoints appear under their name when they are whole.
 
     Args:
         model_wrapper: Config of the wrapper, as MMEngine's.
@@ -33,6 +38,19 @@ class ResumableFSDPStrategy(FSDPStrategy):
             # PyTorch would free the tensors that it moves to where they already are, and crash.
             self.state_dict_config.offload_to_cpu = False
             self.optim_state_dict_config.offload_to_cpu = False
+
+    def save_checkpoint(self, filename: str, **kwargs) -> None:
+        """Saves under a temporary name and renames; what is sharded has a file for each rank.
+
+        Args:
+            filename: Checkpoint.
+            kwargs: As MMEngine's.
+        """
+        if self._is_full_state_dict() and is_main_process():
+            with whole_checkpoint(filename) as temporary:
+                super().save_checkpoint(temporary, **kwargs)
+        else:
+            super().save_checkpoint(filename, **kwargs)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Loads what ``optim_state_dict`` gave; the parent's arguments are in PyTorch 2.0's order.

@@ -193,6 +193,12 @@ class LabelWriter(BaseMetric):
         self._finished: list[tuple[int, dict]] = []
         self._started = time.monotonic()
 
+    def flush(self) -> None:
+        """Waits for the threads and writes all that is finished."""
+        while self._pending:
+            self._collect()
+        self._write_shard()
+
     def evaluate(self, size: int) -> dict[str, int]:
         """Ends the last shard, waits for the other ranks, and merges on the main one.
 
@@ -206,9 +212,7 @@ class LabelWriter(BaseMetric):
         Raises:
             RuntimeError: Some samples have not been labeled by any rank.
         """
-        while self._pending:
-            self._collect()
-        self._write_shard()
+        self.flush()
         self._pool.shutdown()
         barrier()
         if not is_main_process():

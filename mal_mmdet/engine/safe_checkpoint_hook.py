@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from mmdet.registry import HOOKS
+from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+
+from mal_mmdet.datasets import SeededSampler
+from mal_mmdet.labeling import replacing, write_text
+
+from .stop_signals import stop_signals
+
+INTERRUPTED = "interrupted.pth"
+SAMPLES_DONE = "samples_done_in_epoch"
+
+
+@contextmanager
+def whole_checkpoint(path: str | Path) -> Iterator[str]:
+    """:func:`replacing`, for checkpoints.
+
+    Raises:
+        OSError: It cannot be written; says what to do.
+    """
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error}: {path} cannot be written. The checkpoints before it stay; mend that, or "
+            "make room, then go on with --resume",
+        ) from error
+
+
+@register_backend("atomic")
+class AtomicBackend(LocalBackend):
+    """Local files that appear under their name when they are whole and on the disk."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Writes a file; see :func:`whole_checkpoint`."""
+        with whole_checkpoint(filepath) as temporary:
+            super().put(obj, temporary)
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """MMEngine's checkpoints, never half of one, and one more when the process has to stop.
+
+    - A checkpoint is written to a temporary name and renamed. Those that it makes outdated are
+      removed after that, not before.
+    - After SIGTERM or SIGINT (:mod:`mal_mmdet.engine.stop_signals`) all ranks end with the same
+      iteration, ``interrupted.pth`` is written, and the exit code is 128 + the signal. A resumed
+      training goes on with the next sample. That needs a :class:`SeededSampler`, or a loop that
+      counts iterations. Otherwise the process ends without a new checkpoint.
+
+    Args:
+        backend_args: Of the storage; without it local files are written as said above.
+        kwargs: As MMEngine's.
+    """
+
+    def __init__(self, *args, backend_args: dict | None = None, **kwargs) -> None:
+        super().__init__(*args, backend_args=backend_args or dict(backend="atomic"), **kwargs)
+        self._skipped = 0  # samples that this epoch's earlier part has seen, of all ranks
+
+    def before_train(self, runner: Runner) -> None:
+        super().before_train(runner)
+        if is_main_process():
+            for left in Path(self.out_dir).glob(".*.pth.*"):  # of a process that was killed
+                left.unlink()
+        self._skipped = runner.message_hub.get_info(SAMPLES_DONE, 0)
+        runner.message_hub.update_info(SAMPLES_DONE, 0)
+        if self._skipped:
+            runner.train_dataloader.sampler.start = self._skipped // get_world_size()
+        stop_signals.noting = stop_signals.handling
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        if not stop_signals.handling:
+            return
+        # Ranks get the signal in different iterations and have to agree on one. This waits for
+        # the device, as MMEngine's RuntimeInfoHook, which reads the losses, already has.
+        number = torch.tensor(stop_signals.received or 0)
+        all_reduce(number, "max")
+        if number:
+            self._save_interrupted(runner, batch_idx + 1)
+            raise SystemExit(128 + int(number))
+
+    def _save_interrupted(self, runner: Runner, batches: int) -> None:
+        loader, by_epoch = runner.train_dataloader, hasattr(runner.train_loop, "run_epoch")
+        if by_epoch and not (isinstance(loader.sampler, SeededSampler) and loader.batch_size):
+            runner.logger.warning(
+                f"stopped in the middle of an epoch whose samples {type(loader.sampler).__name__} "
+                "cannot deal from there: the last checkpoint is the one to resume from"
+            )
+            return
+        if by_epoch:
+            samples = self._skipped + batches * loader.batch_size * get_world_size()
+            runner.message_hub.update_info(SAMPLES_DONE, samples)
+        runner.save_checkpoint(
+            self.out_dir,
+            INTERRUPTED,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            by_epoch=False,
+            backend_args=self.backend_args,
+        )
+        path = self.file_backend.join_path(self.out_dir, INTERRUPTED)
+        if is_main_process():
+            write_text(Path(runner.work_dir) / "last_checkpoint", path)
+        runner.logger.info(f"stopped; --resume goes on from {path}")
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self._skipped = 0
+        super().after_train_epoch(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        super().after_train(runner)
+        stop_signals.noting = False
+
+    def before_val(self, runner: Runner) -> None:
+        stop_signals.noting = False  # nothing is learned here: a signal ends it at once
+
+    def after_val(self, runner: Runner) -> None:
+        stop_signals.noting = stop_signals.handling
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        with self._removing_afterwards():
+            super()._save_checkpoint_with_step(runner, step, meta)
+        if is_main_process():
+            interrupted = Path(self.out_dir, INTERRUPTED)
+            if interrupted.is_dir():  # FSDP with a file for each rank
+                shutil.rmtree(interrupted)
+            else:
+                interrupted.unlink(missing_ok=True)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        with self._removing_afterwards():
+            super()._save_best_checkpoint(runner, metrics)
+
+    @contextmanager
+    def _removing_afterwards(self) -> Iterator[None]:
+        """Lets files that the parent removes stay until what it writes is there."""
+        backend, outdated = self.file_backend, []
+        self.file_backend = copy.copy(backend)
+        self.file_backend.remove = outdated.append
+        try:
+            yield
+        finally:
+            self.file_backend = backend
+        for path in outdated:
+            backend.remove(path)
