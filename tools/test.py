@@ -11,6 +11,7 @@ from mmdet.evaluation import DumpDetResults
 from mmengine.runner import Runner
 
 from mal_mmdet.apis import add_runner_arguments, load_config, load_weights, use_detections
+from mal_mmdet.engine import ProgressHook
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,6 +55,7 @@ def main() -> None:
     load_weights(runner, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    runner.register_hook(ProgressHook())
     runner.test()
 
 

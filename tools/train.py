@@ -15,6 +15,7 @@ from mal_mmdet.apis import (
     load_config,
     use_labels,
 )
+from mal_mmdet.engine import ProgressHook
 
 
 def parse_args() -> argparse.Namespace:
@@ -77,7 +78,9 @@ def main() -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
-    RUNNERS.build(cfg).train()
+    runner = RUNNERS.build(cfg)
+    runner.register_hook(ProgressHook())
+    runner.train()
 
 
 if __name__ == "__main__":

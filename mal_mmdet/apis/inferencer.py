@@ -22,7 +22,6 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools import mask as mask_utils
-from rich.progress import track
 from torch import Tensor, nn
 
 from mal_mmdet.datasets import BoxCropDataset, ImageBoxDataset
@@ -39,6 +38,7 @@ from mal_mmdet.labeling import (
     write_json,
 )
 from mal_mmdet.models import MaskAutoLabeler
+from mal_mmdet.progress import track
 
 from .launch import use_boxes
 
@@ -194,8 +194,9 @@ class MALInferencer(BaseInferencer):
         results: dict[str, list] = dict(predictions=[], visualization=[])
         for batch, data in track(
             zip(batches, self.preprocess(images, batches)),
-            description="Inference",
-            total=len(batches),
+            "Inference",
+            "batches",
+            len(batches),
             disable=not self.show_progress,
         ):
             preds = self.forward(data)
@@ -413,7 +414,8 @@ class MALInferencer(BaseInferencer):
         cfg = copy.deepcopy(self.cfg)
         whole = _is_folder(inputs)
         use_boxes(cfg, ann_file, inputs if whole else "")
-        dataset = DATASETS.build(dict(cfg.test_dataloader.dataset.dataset, pipeline=[]))
+        options = dict(pipeline=[], show_progress=self.show_progress)
+        dataset = DATASETS.build(dict(cfg.test_dataloader.dataset.dataset, **options))
         images = [dataset.get_data_info(i) for i in range(len(dataset))]
         for image in images:
             image["instances"] = [box for box in image["instances"] if not box["ignore_flag"]]

@@ -12,6 +12,7 @@ from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 from mal_mmdet.labeling import check_annotations, has_mask, image_file, read_boxes
+from mal_mmdet.progress import track
 
 
 @DATASETS.register_module()
@@ -30,6 +31,7 @@ class CocoBoxDataset(BaseDetDataset):
         detections: COCO results file of a detector, whose boxes take the place of the
             annotations.
         only_missing: Whether to leave out annotations that have a mask, whatever it is.
+        show_progress: Whether to show how far reading is.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class CocoBoxDataset(BaseDetDataset):
         path_parts: int | None = None,
         detections: str | None = None,
         only_missing: bool = False,
+        show_progress: bool = True,
         **kwargs,
     ) -> None:
         self.path_parts = path_parts
         self.detections = detections
         self.only_missing = only_missing
+        self.show_progress = show_progress
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> Sequence[dict]:
@@ -59,7 +63,11 @@ class CocoBoxDataset(BaseDetDataset):
         labels = {c["id"]: i for i, c in enumerate(coco["categories"])}
         table = _BoxTable(coco["images"], self)
         problems = []
-        for i, ann, problem in check_annotations(coco, scored=bool(self.detections)):
+        checked = check_annotations(coco, scored=bool(self.detections))
+        total = len(coco["annotations"])
+        for i, ann, problem in track(
+            checked, "reading boxes", "boxes", total, disable=not self.show_progress
+        ):
             if self.only_missing and has_mask(ann):
                 continue
             if problem:
@@ -69,7 +77,7 @@ class CocoBoxDataset(BaseDetDataset):
             else:
                 table.add(i, ann, labels[ann["category_id"]])
         if problems:
-            self._warn(problems, len(coco["annotations"]))
+            self._warn(problems, total)
         table.group()
         if not len(table):
             self.serialize_data = False  # MMEngine cannot serialize an empty list

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from .fsdp import ResumableFSDPStrategy, is_vit_layer, shard_networks_by_layer
-from .label_progress_hook import LabelProgressHook
 from .mask_visualization_hook import MaskVisualizationHook
+from .progress_hook import LabelProgressHook, ProgressHook
 
 __all__ = [
     "LabelProgressHook",
     "MaskVisualizationHook",
+    "ProgressHook",
     "ResumableFSDPStrategy",
     "is_vit_layer",
     "shard_networks_by_layer",

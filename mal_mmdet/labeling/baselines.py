@@ -12,7 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
-from rich.progress import track
+
+from mal_mmdet.progress import track
 
 from .coco_file import find_problems, image_file, read_coco, write_json
 from .label_writer import complete_crowd, encode_mask
@@ -94,7 +95,7 @@ def label_with_baseline(
     bboxes = [[ann["bbox"] for ann in anns] for anns in by_image.values()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV lets other threads run
         found = pool.map(partial(_label_image, method), paths, bboxes)
-        found = track(found, description=method, total=len(paths))
+        found = track(found, method, "images", len(paths))
         for anns, rles in zip(by_image.values(), found):
             for ann, rle in zip(anns, rles):
                 ann["segmentation"] = rle

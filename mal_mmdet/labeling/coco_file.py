@@ -13,7 +13,9 @@ from numbers import Real
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .json_stream import JSONList, stream_json
+from mal_mmdet.progress import track
+
+from .json_stream import JSONList, ListWriter, stream_json, write_around
 
 
 def read_coco(path: str | Path) -> dict[str, Any]:
@@ -237,13 +239,34 @@ def strip_masks(coco: dict[str, Any]) -> dict[str, Any]:
 
     Annotations without a usable ``bbox`` are kept as they are, less their masks.
     """
-    annotations = []
-    for ann in coco["annotations"]:
-        ann = {k: v for k, v in ann.items() if k != "segmentation"}
-        if isinstance(ann.get("bbox"), list) and len(ann["bbox"]) == 4:
-            ann["area"] = ann["bbox"][2] * ann["bbox"][3]
-        annotations.append(ann)
-    return {**coco, "annotations": annotations}
+    return {**coco, "annotations": [_strip_mask(ann) for ann in coco["annotations"]]}
+
+
+def write_boxes_only(instances: str | Path, boxes: str | Path) -> None:
+    """:func:`strip_masks` from file to file, an annotation at a time.
+
+    Args:
+        instances: COCO file.
+        boxes: COCO file to write; may be the same.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`read_coco`.
+    """
+    coco = read_boxes(instances)
+
+    def strip(out: ListWriter) -> None:
+        for ann in track(coco["annotations"], "writing boxes", "boxes"):
+            out.add(_strip_mask(ann))
+
+    with replacing(boxes) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        write_around(file, coco, "annotations", strip)
+
+
+def _strip_mask(ann: dict[str, Any]) -> dict[str, Any]:
+    ann = {k: v for k, v in ann.items() if k != "segmentation"}
+    if isinstance(ann.get("bbox"), list) and len(ann["bbox"]) == 4:
+        ann["area"] = ann["bbox"][2] * ann["bbox"][3]
+    return ann
 
 
 def without_nan(content: Any) -> Any:

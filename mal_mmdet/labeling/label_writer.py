@@ -18,6 +18,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from pycocotools import mask as mask_utils
 
+from mal_mmdet.progress import track
+
 from .coco_file import check_annotations, has_mask, read_boxes, replacing, without_nan
 from .json_stream import ListWriter, write_around
 from .paste import encode_window, mask_windows
@@ -244,10 +246,12 @@ class LabelWriter(BaseMetric):
         return counts
 
     def _merge(self, coco: dict[str, Any], out: ListWriter, failed: ListWriter) -> dict[str, int]:
-        labels = self.shards.labels(len(coco["annotations"]))
+        total = len(coco["annotations"])
+        labels = self.shards.labels(total)
         images = {image["id"]: image for image in coco["images"]}
         counts = dict(labeled=0, failed=0, low_quality=0)
-        for i, ann, problem in check_annotations(coco, scored=bool(self.detections)):
+        checked = check_annotations(coco, scored=bool(self.detections))
+        for i, ann, problem in track(checked, "writing labels", "boxes", total):
             if self.only_missing and has_mask(ann):
                 ann.setdefault("source", "human")
                 out.add(ann)
