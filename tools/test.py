@@ -46,7 +46,10 @@ def main() -> None:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         if "tta_model" not in cfg or "tta_pipeline" not in cfg:
-            raise SystemExit(f"--tta needs tta_model and tta_pipeline in {args.config}")
+            raise SystemExit(
+                f"--tta needs tta_model and tta_pipeline in {args.config}; for phase 1 "
+                "--cfg-options model.flip_test=True is the same"
+            )
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     runner = Runner.from_cfg(cfg)

@@ -13,4 +13,5 @@ custom_hooks = [
 ]
 # Every box has a mask; `tools/test.py --show-dir` draws them all, sure or not.
 default_hooks = dict(
-    checkpoint=dict(max_keep_ckpts=3), visualization=dict(score_thr=0.0))
+    checkpoint=dict(max_keep_ckpts=3),
+    visualization=dict(type='ReadableVisualizationHook', score_thr=0.0))
