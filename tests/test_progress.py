@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress on a terminal and in a pipe."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -16,8 +17,14 @@ from mmengine.runner import Runner
 from rich.console import Console
 
 from mal_mmdet import progress
+from mal_mmdet.datasets import CocoBoxDataset
+from mal_mmdet.datasets.demo_dataset import make_demo_dataset
 from mal_mmdet.engine import ProgressHook
+from mal_mmdet.evaluation import evaluate_label_files
+from mal_mmdet.labeling import apply_review, export_labels, read_coco, write_boxes_only
+from mal_mmdet.labeling.baselines import label_with_baseline
 from mal_mmdet.progress import Meter, rate_text, time_left, track
+from mal_mmdet.visualization import draw_label_sheet, write_review_page
 from tests.conftest import ROOT, tiny_config
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")  # all but the end of a line
@@ -192,6 +199,53 @@ def test_training_and_testing(demo, tmp_path, request, capsys, shown):
     if not shown:
         assert not CONTROL.search(text) and not re.search(r"^(training|testing): ", text, re.M)
         assert re.search(r"comparing masks: \d+ masks, .* in all\n", text)
+
+
+def write_decisions(truth, path):
+    """Of a review in which nothing was decided."""
+    labels = dict(name=truth.name, sha256=hashlib.sha256(truth.read_bytes()).hexdigest())
+    decisions = dict(accepted=[], rejected=[], flagged=[])
+    content = dict(format="mal_mmdet review", version=1, labels=labels) | decisions
+    path.write_text(json.dumps(content))
+    return path
+
+
+# What each says, and how it is called with the demo's masks, the folder of their images, and a
+# folder to write to.
+LONG = {
+    "writing boxes: 9 boxes": lambda truth, images, out: write_boxes_only(truth, out / "b.json"),
+    "box: 4 images": lambda truth, images, out: label_with_baseline(
+        "box", truth, images, out / "l.json"
+    ),
+    "comparing masks: 9 masks": lambda truth, images, out: evaluate_label_files(truth, truth),
+    "checking masks: 9 masks": lambda truth, images, out: export_labels(
+        "yolo", read_coco(truth), out
+    ),
+    "converting masks: 4 images": lambda truth, images, out: export_labels(
+        "cvat", read_coco(truth), out
+    ),
+    "drawing thumbnails: 4 images": lambda truth, images, out: write_review_page(
+        truth, images, out / "page"
+    ),
+    "writing labels: 9 boxes": lambda truth, images, out: apply_review(
+        truth, write_decisions(truth, out / "d.json"), out / "l.json"
+    ),
+    "comparing masks: 9": lambda truth, images, out: draw_label_sheet(
+        truth, truth, images, out / "s.png", number=1, order="worst"
+    ),
+    "reading boxes: 9 boxes": lambda truth, images, out: CocoBoxDataset(
+        ann_file=str(truth), data_prefix=dict(img=str(images)), pipeline=[]
+    ),
+    "composing val: 1 images": lambda truth, images, out: make_demo_dataset(out, 0, 0, 1),
+}
+
+
+@pytest.mark.parametrize("line", LONG)
+def test_what_takes_long_on_large_input_says_how_far_it_is(demo, tmp_path, capsys, line):
+    LONG[line](demo / "instances_val.json", demo / "val", tmp_path)
+    out = capsys.readouterr().out
+    assert re.search(rf"^{line}\b.*/s, 0:\d\d:\d\d in all$", out, re.MULTILINE)
+    assert not CONTROL.search(out)
 
 
 def test_the_quickstart_passes_progress_on(tmp_path, monkeypatch, capsys):

@@ -96,7 +96,7 @@ def label_with_baseline(
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV lets other threads run
         found = pool.map(partial(_label_image, method), paths, bboxes)
         found = track(found, method, "images", len(paths))
-        for anns, rles in zip(by_image.values(), found):
+        for rles, anns in zip(found, by_image.values()):  # in this order, or its end is not met
             for ann, rle in zip(anns, rles):
                 ann["segmentation"] = rle
                 ann["area"] = int(mask_utils.area(rle))
