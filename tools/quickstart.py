@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -28,6 +29,7 @@ DETECTOR = "configs/mask_rcnn/mask-rcnn_demo-mal.py"
 DATA = Path("data/demo")
 HIDE_GPU = dict(CUDA_VISIBLE_DEVICES="")
 LABELS = dict(mal="MAL's masks", human="true masks", box="filled boxes")
+PROGRESS = re.compile(r"Epoch\(.*|^\w.* left$")  # lines of MMEngine, and of mal_mmdet.progress
 console = Console()
 
 
@@ -82,8 +84,9 @@ class Stages:
             )
             for line in process.stdout:
                 log.write(line)
-                if "Epoch(" in line:  # of the logs the terminal gets the progress only
-                    print(line[line.index("Epoch(") :].rstrip())
+                progress = PROGRESS.search(line)
+                if progress:  # of the logs the terminal gets this alone
+                    print(progress[0])
             return process.wait() == 0
 
 

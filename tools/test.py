@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from mal_mmdet.apis import add_runner_arguments, load_config, load_weights, use_detections
 from mal_mmdet.checkpoints import trusting_checkpoints
+from mal_mmdet.engine import ProgressHook
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,7 +47,10 @@ def main() -> None:
         cfg = trigger_visualization_hook(cfg, args)
     if args.tta:
         if "tta_model" not in cfg or "tta_pipeline" not in cfg:
-            raise SystemExit(f"--tta needs tta_model and tta_pipeline in {args.config}")
+            raise SystemExit(
+                f"--tta needs tta_model and tta_pipeline in {args.config}; for phase 1 "
+                "--cfg-options model.flip_test=True is the same"
+            )
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     with trusting_checkpoints(args.trust_checkpoint):
@@ -56,6 +60,7 @@ def main() -> None:
         load_weights(runner, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    runner.register_hook(ProgressHook())
     runner.test()
 
 

@@ -22,7 +22,7 @@ from mal_mmdet.apis import (
     use_safe_checkpoints,
 )
 from mal_mmdet.checkpoints import trusting_checkpoints
-from mal_mmdet.engine import stop_signals
+from mal_mmdet.engine import ProgressHook, stop_signals
 
 
 def parse_args() -> argparse.Namespace:
@@ -90,7 +90,9 @@ def main() -> None:
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
     with trusting_checkpoints(args.trust_checkpoint), stop_signals.handled():
-        RUNNERS.build(cfg).train()
+        runner = RUNNERS.build(cfg)
+        runner.register_hook(ProgressHook())
+        runner.train()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ randomness = dict(seed=0)
 # Pictures of training crops go to vis_data/vis_image in the work dir. For TensorBoard (pip install
 # tensorboard) a config adds: visualizer = dict(
 #     vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
+# or, in place of the files: --cfg-options visualizer.vis_backends.0.type=TensorboardVisBackend
 custom_hooks = [
     dict(type='MultiTensorMeanTeacherHook', momentum=0.004),
     dict(type='MaskVisualizationHook', interval=1000, num_samples=8),
@@ -15,4 +16,4 @@ custom_hooks = [
 # Every box has a mask; `tools/test.py --show-dir` draws them all, sure or not.
 default_hooks = dict(
     checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
-    visualization=dict(score_thr=0.0))
+    visualization=dict(type='ReadableVisualizationHook', score_thr=0.0))

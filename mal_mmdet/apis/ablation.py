@@ -15,7 +15,9 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from mal_mmdet.engine import ProgressHook
 from mal_mmdet.labeling import without_nan, write_json, write_text
+from mal_mmdet.progress import track
 
 from .launch import full_precision_without_gpu, resume_latest, set_launcher, use_safe_checkpoints
 
@@ -76,7 +78,8 @@ def run_ablation(
     # All are read before the first one runs for hours.
     texts = [rebase(path, base) if base and path != paths[0] else None for path in paths]
     rows = []
-    for path, text in zip(paths, texts):
+    alone = launcher == "none"  # before the first training no rank knows its number
+    for path, text in track([*zip(paths, texts)], "ablation", "configs", disable=not alone):
         folder = work_dir / path.stem
         if text is not None:
             write_text(folder / path.name, text)  # every rank writes the same
@@ -110,6 +113,7 @@ def run_once(cfg: Config) -> dict[str, float]:
     resume_latest(cfg)
     start = time.monotonic()
     runner = Runner.from_cfg(cfg)
+    runner.register_hook(ProgressHook())
     runner.train()
     metrics = runner.test()
     result = {key.rpartition("/")[2]: value for key, value in metrics.items()}

@@ -15,6 +15,7 @@ from mmengine.runner import load_checkpoint
 from PIL import Image
 
 from mal_mmdet.datasets import BoxCropDataset
+from mal_mmdet.progress import track
 from mal_mmdet.visualization import arrange, attention_maps, crop_to_image, draw_attention
 from mal_mmdet.visualization.attention_maps import attention_modules, check_layers
 
@@ -78,7 +79,7 @@ def draw_attention_maps(
 
     Path(out_dir).mkdir(parents=True, exist_ok=True)
     paths = []
-    for index in chosen:
+    for index in track(chosen, "drawing attention", "boxes"):
         sample = dataset[int(index)]
         instances = sample["data_samples"].gt_instances
         batch = dict(inputs=[sample["inputs"][None]], data_samples=[sample["data_samples"]])

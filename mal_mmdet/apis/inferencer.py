@@ -22,7 +22,6 @@ from mmengine.runner.checkpoint import _load_checkpoint_to_model
 from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools import mask as mask_utils
-from rich.progress import track
 from torch import Tensor, nn
 
 from mal_mmdet.checkpoints import trusting_checkpoints
@@ -40,6 +39,7 @@ from mal_mmdet.labeling import (
     write_json,
 )
 from mal_mmdet.models import MaskAutoLabeler
+from mal_mmdet.progress import track
 
 from .launch import use_boxes
 
@@ -206,8 +206,9 @@ class MALInferencer(BaseInferencer):
         results: dict[str, list] = dict(predictions=[], visualization=[])
         for batch, data in track(
             zip(batches, self.preprocess(images, batches)),
-            description="Inference",
-            total=len(batches),
+            "Inference",
+            "batches",
+            len(batches),
             disable=not self.show_progress,
         ):
             preds = self.forward(data)
@@ -427,8 +428,11 @@ class MALInferencer(BaseInferencer):
         cfg = copy.deepcopy(self.cfg)
         whole = _is_folder(inputs)
         use_boxes(cfg, ann_file, inputs if whole else "")
-        # Files that the caller names may lie anywhere.
-        options = dict(pipeline=[], allow_outside=not whole)
+        options = dict(
+            pipeline=[],
+            allow_outside=not whole,  # files that the caller names may lie anywhere
+            show_progress=self.show_progress,
+        )
         dataset = DATASETS.build(dict(cfg.test_dataloader.dataset.dataset, **options))
         images = [dataset.get_data_info(i) for i in range(len(dataset))]
         for image in images:

@@ -22,6 +22,7 @@ from mal_mmdet.evaluation import coco_ap
 from mal_mmdet.labeling import read_coco, without_nan, write_json, write_text
 from mal_mmdet.labeling.coco_file import replacing
 from mal_mmdet.labeling.shards import sha256
+from mal_mmdet.progress import track
 
 from .ablation import check_work_dir, run_once
 from .label_swap import use_labels
@@ -120,7 +121,8 @@ def measure_retention(
         check_work_dir(run)
     measured: dict[Row, list[dict]] = {row: [] for row in rows}
     table: list[dict] = []
-    for (_, row), run in runs.items():
+    alone = launcher == "none"  # before the first training no rank knows its number
+    for (_, row), run in track(runs.items(), "retention", "trainings", disable=not alone):
         minutes = run_once(run)["minutes"]
         if is_main_process():
             measured[row].append(dict(**measure(val_labels, run.work_dir), minutes=minutes))
@@ -152,7 +154,7 @@ def measure(val_labels: str | Path, folder: str | Path) -> dict[str, float]:
         found = json.loads(file.read_text())
         return {key: np.nan if value is None else value for key, value in found.items()}
     figures = {}
-    for measure, (iou_type, kind) in MEASURES.items():
+    for measure, (iou_type, kind) in track(MEASURES.items(), "measuring AP", "kinds"):
         results = Path(folder) / f"predictions.{kind}.json"
         if results.exists():
             found = coco_ap(val_labels, results, iou_type)

@@ -12,6 +12,7 @@ from mmengine.registry import init_default_scope
 from torch.utils.data import Dataset
 
 from mal_mmdet.labeling import image_size
+from mal_mmdet.progress import track
 
 
 def build_training_boxes(cfg: Config) -> Dataset:
@@ -53,7 +54,7 @@ def boxes_to_coco(dataset: Dataset, img_dir: str | Path) -> dict[str, Any]:
     folder = Path(img_dir).absolute()
     images, annotations = [], []
     names: set[str] = set()
-    for i in range(len(dataset)):
+    for i in track(range(len(dataset)), "reading boxes", "images"):
         info = dataset.get_data_info(i)
         path = Path(info["img_path"]).absolute()
         if not path.is_relative_to(folder):

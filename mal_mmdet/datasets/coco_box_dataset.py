@@ -12,6 +12,7 @@ from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
 from mal_mmdet.labeling import check_annotations, has_mask, image_file, read_boxes
+from mal_mmdet.progress import track
 
 
 @DATASETS.register_module()
@@ -31,6 +32,7 @@ class CocoBoxDataset(BaseDetDataset):
             annotations.
         only_missing: Whether to leave out annotations that have a mask, whatever it is.
         allow_outside: Whether images may lie outside ``data_prefix``, see :func:`leaves_folder`.
+        show_progress: Whether to show how far reading is.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class CocoBoxDataset(BaseDetDataset):
         detections: str | None = None,
         only_missing: bool = False,
         allow_outside: bool = False,
+        show_progress: bool = True,
         **kwargs,
     ) -> None:
         self.path_parts = path_parts
         self.detections = detections
         self.only_missing = only_missing
         self.allow_outside = allow_outside
+        self.show_progress = show_progress
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> Sequence[dict]:
@@ -62,8 +66,11 @@ class CocoBoxDataset(BaseDetDataset):
         labels = {c["id"]: i for i, c in enumerate(coco["categories"])}
         table = _BoxTable(coco["images"], self)
         problems = []
-        scored = bool(self.detections)
-        for i, ann, problem in check_annotations(coco, scored, self.allow_outside):
+        total = len(coco["annotations"])
+        checked = check_annotations(coco, bool(self.detections), self.allow_outside)
+        for i, ann, problem in track(
+            checked, "reading boxes", "boxes", total, disable=not self.show_progress
+        ):
             if self.only_missing and has_mask(ann):
                 continue
             if problem:
@@ -73,7 +80,7 @@ class CocoBoxDataset(BaseDetDataset):
             else:
                 table.add(i, ann, labels[ann["category_id"]])
         if problems:
-            self._warn(problems, len(coco["annotations"]))
+            self._warn(problems, total)
         table.group()
         if not len(table):
             self.serialize_data = False  # MMEngine cannot serialize an empty list

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mal_mmdet.labeling import encode_mask, strip_masks, write_json
+from mal_mmdet.labeling import encode_mask, write_boxes_only, write_json
+from mal_mmdet.progress import track
 
 BACKGROUNDS = ("grass.png", "gravel.png", "brick.png", "moon.png")
 TEXTURES = ("astronaut.png", "chelsea.png", "coffee.png", "ihc.png", "motorcycle_left.png")
@@ -40,7 +41,7 @@ def make_demo_dataset(out: str | Path, seed: int, num_train: int, num_val: int) 
             annotations=[],
             categories=[dict(id=i + 1, name=name) for i, name in enumerate(CATEGORIES)],
         )
-        for i in range(number):
+        for i in track(range(number), f"composing {split}", "images"):
             rng = np.random.default_rng([seed, split == "val", i])
             image, objects = compose_image(photos, rng)
             image_id = i + 1
@@ -59,7 +60,7 @@ def make_demo_dataset(out: str | Path, seed: int, num_train: int, num_val: int) 
                 )
                 coco["annotations"].append(annotation)
         write_json(out / f"instances_{split}.json", coco)
-        write_json(out / f"boxes_{split}.json", strip_masks(coco))
+        write_boxes_only(out / f"instances_{split}.json", out / f"boxes_{split}.json")
 
 
 def load_photos(names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from .fsdp import ResumableFSDPStrategy, is_vit_layer, shard_networks_by_layer
-from .label_progress_hook import LabelProgressHook
 from .label_stop_hook import LabelStopHook
 from .loss_check_hook import LossCheckHook
 from .mask_visualization_hook import MaskVisualizationHook
 from .mean_teacher_hook import MultiTensorMeanTeacherHook
+from .progress_hook import LabelProgressHook, ProgressHook
+from .readable_visualization_hook import ReadableVisualizationHook
 from .safe_checkpoint_hook import INTERRUPTED, AtomicBackend, SafeCheckpointHook
 from .stop_signals import StopSignals, stop_signals
 
@@ -16,6 +17,8 @@ __all__ = [
     "LossCheckHook",
     "MaskVisualizationHook",
     "MultiTensorMeanTeacherHook",
+    "ProgressHook",
+    "ReadableVisualizationHook",
     "ResumableFSDPStrategy",
     "SafeCheckpointHook",
     "StopSignals",

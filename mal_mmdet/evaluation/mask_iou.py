@@ -12,6 +12,7 @@ from mmengine.evaluator import BaseMetric
 from pycocotools import mask as mask_utils
 
 from mal_mmdet.labeling import encode_mask, read_coco, to_rle
+from mal_mmdet.progress import track
 from mal_mmdet.structures import AREA_LIMITS
 
 from .boundary_iou import boundary_iou
@@ -126,7 +127,7 @@ def evaluate_masks(
     images = {image["id"]: image for image in truth["images"]}
     ious, boundary_ious, categories, areas = [], [], [], []
     missing = 0
-    for ann in truth["annotations"]:
+    for ann in track(truth["annotations"], "comparing masks", "masks"):
         if ann.get("iscrowd"):
             continue
         pred, human = paired_rles(masks.get(ann["id"]), ann, images[ann["image_id"]])

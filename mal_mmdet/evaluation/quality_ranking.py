@@ -9,6 +9,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from mal_mmdet.labeling import read_coco
+from mal_mmdet.progress import track
 
 from .mask_iou import paired_rles
 
@@ -69,7 +70,7 @@ def measure_quality(pred_file: str | Path, truth_file: str | Path) -> dict[str, 
     truth = read_coco(truth_file)
     images = {image["id"]: image for image in truth["images"]}
     qualities, ious = [], []
-    for ann in truth["annotations"]:
+    for ann in track(truth["annotations"], "comparing masks", "masks"):
         if ann.get("iscrowd") or ann["id"] not in pred:
             continue
         label = pred[ann["id"]]

@@ -12,6 +12,7 @@ from .coco_file import (
     replacing,
     strip_masks,
     without_nan,
+    write_boxes_only,
     write_json,
     write_text,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "to_rle",
     "without_nan",
     "write_around",
+    "write_boxes_only",
     "write_json",
     "write_text",
 ]

@@ -12,7 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
-from rich.progress import track
+
+from mal_mmdet.progress import track
 
 from .coco_file import find_problems, image_file, read_coco, write_json
 from .images import read_image
@@ -101,8 +102,8 @@ def label_with_baseline(
     bboxes = [[ann["bbox"] for ann in anns] for anns in by_image.values()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV lets other threads run
         found = pool.map(partial(_label_image, method), paths, bboxes)
-        found = track(found, description=method, total=len(paths))
-        for anns, rles in zip(by_image.values(), found):
+        found = track(found, method, "images", len(paths))
+        for rles, anns in zip(found, by_image.values()):  # in this order, or its end is not met
             for ann, rle in zip(anns, rles):
                 ann["segmentation"] = rle
                 ann["area"] = int(mask_utils.area(rle))

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mal_mmdet.progress import track
+
 from .images import MAX_PIXELS, RAISE_LIMIT, leaves_folder
-from .json_stream import JSONList, check_depth, stream_json
+from .json_stream import JSONList, ListWriter, check_depth, stream_json, write_around
 
 LARGEST = 1e300
 
@@ -290,13 +292,34 @@ def strip_masks(coco: dict[str, Any]) -> dict[str, Any]:
 
     Annotations without a usable ``bbox`` are kept as they are, less their masks.
     """
-    annotations = []
-    for ann in coco["annotations"]:
-        ann = {k: v for k, v in ann.items() if k != "segmentation"}
-        if isinstance(ann.get("bbox"), list) and len(ann["bbox"]) == 4:
-            ann["area"] = ann["bbox"][2] * ann["bbox"][3]
-        annotations.append(ann)
-    return {**coco, "annotations": annotations}
+    return {**coco, "annotations": [_strip_mask(ann) for ann in coco["annotations"]]}
+
+
+def write_boxes_only(instances: str | Path, boxes: str | Path) -> None:
+    """:func:`strip_masks` from file to file, an annotation at a time.
+
+    Args:
+        instances: COCO file.
+        boxes: COCO file to write; may be the same.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`read_coco`.
+    """
+    coco = read_boxes(instances)
+
+    def strip(out: ListWriter) -> None:
+        for ann in track(coco["annotations"], "writing boxes", "boxes"):
+            out.add(_strip_mask(ann))
+
+    with replacing(boxes) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        write_around(file, coco, "annotations", strip)
+
+
+def _strip_mask(ann: dict[str, Any]) -> dict[str, Any]:
+    ann = {k: v for k, v in ann.items() if k != "segmentation"}
+    if isinstance(ann.get("bbox"), list) and len(ann["bbox"]) == 4:
+        ann["area"] = ann["bbox"][2] * ann["bbox"][3]
+    return ann
 
 
 def without_nan(content: Any) -> Any:

@@ -16,6 +16,8 @@ import numpy as np
 import yaml
 from pycocotools import mask as mask_utils
 
+from mal_mmdet.progress import track
+
 from .coco_file import find_broken_images, find_problems, image_file, write_text
 from .polygons import join_parts, mask_problem, mask_to_polygons, segmentation_to_mask
 
@@ -131,7 +133,7 @@ def check_masks(coco: dict[str, Any], allow_outside: bool = False) -> None:
     for i, problem in find_problems(coco, allow_outside=allow_outside).items():
         raise ValueError(f"annotations[{i}]: {problem}")
     images = {image["id"]: image for image in coco["images"]}
-    for i, ann in enumerate(coco["annotations"]):
+    for i, ann in enumerate(track(coco["annotations"], "checking masks", "masks")):
         problem = _mask_problem(ann.get("segmentation"), images[ann["image_id"]])
         if problem and not ann.get("iscrowd"):
             raise ValueError(f"annotations[{i}] (id {ann['id']!r}): {problem}")
@@ -181,7 +183,7 @@ def _by_image(coco: dict[str, Any]) -> Iterator[tuple[dict, list[dict]]]:
     for ann in coco["annotations"]:
         if not ann.get("iscrowd"):
             anns[ann["image_id"]].append(ann)
-    for image in coco["images"]:
+    for image in track(coco["images"], "converting masks", "images"):
         yield image, anns[image["id"]]
 
 

@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 
 import yaml
 
+from mal_mmdet.progress import track
+
 from .coco_file import read_json
 from .images import image_size
 
@@ -198,7 +200,7 @@ def read_csv(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Iter
                     f"{source}, line 1: expected the columns {', '.join(CSV_COLUMNS)}[, width, "
                     f"height], found {reader.fieldnames}"
                 )
-            for row in reader:
+            for row in track(reader, "reading boxes", "boxes"):
                 where = f"{source}, line {reader.line_num}"
                 if None in row or None in row.values():
                     raise ValueError(
@@ -263,14 +265,14 @@ def import_boxes(
 
 
 def _to_coco(
-    found: Iterable[BoxedImage], img_dir: Path, must_exist: bool, classes: Sequence[str] | None
+    found: Sequence[BoxedImage], img_dir: Path, must_exist: bool, classes: Sequence[str] | None
 ) -> dict[str, Any]:
     if classes is None:
         classes = sorted({box.label for image in found for box in image.boxes})
     category_ids = {name: i + 1 for i, name in enumerate(classes)}
     images, annotations = [], []
     names: dict[str, str] = {}
-    for image in found:
+    for image in track(found, "checking images", "images"):
         if image.name in names:
             raise ValueError(
                 f"{image.where}: its image {image.name!r} is that of {names[image.name]} too"
@@ -307,11 +309,11 @@ def _to_coco(
     return dict(images=images, annotations=annotations, categories=categories)
 
 
-def _files(source: Path, ending: str) -> list[Path]:
+def _files(source: Path, ending: str) -> Iterator[Path]:
     files = sorted(path for path in source.rglob("*") if path.suffix.lower() == ending)
     if not files:
         raise FileNotFoundError(f"{source} holds no {ending} files")
-    return files
+    return track(files, "reading boxes", "files")
 
 
 def _find_image(img_dir: Path, stem: Path, where: Path) -> str:

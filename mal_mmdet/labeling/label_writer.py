@@ -18,6 +18,8 @@ from mmengine.evaluator import BaseMetric
 from mmengine.logging import print_log
 from pycocotools import mask as mask_utils
 
+from mal_mmdet.progress import track
+
 from .coco_file import (
     check_annotations,
     find_broken_images,
@@ -275,13 +277,14 @@ class LabelWriter(BaseMetric):
         return counts
 
     def _merge(self, coco: dict[str, Any], out: ListWriter, failed: ListWriter) -> dict[str, int]:
-        labels = self.shards.labels(len(coco["annotations"]))
+        total = len(coco["annotations"])
+        labels = self.shards.labels(total)
         images = {image["id"]: image for image in coco["images"]}
         counts = dict(labeled=0, failed=0, low_quality=0)
-        scored = bool(self.detections)
-        for i, ann, problem in check_annotations(
-            coco, scored, self.allow_outside, self.only_missing
-        ):
+        checked = check_annotations(
+            coco, bool(self.detections), self.allow_outside, self.only_missing
+        )
+        for i, ann, problem in track(checked, "writing labels", "boxes", total):
             label = labels.get(i)
             if label and not problem:
                 problem = label.get("problem")

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mal_mmdet.progress import track
+
 from .coco_file import read_boxes, read_json, replacing
 from .json_stream import ListWriter, write_around
 from .shards import sha256
@@ -92,7 +94,7 @@ def apply_review(
     decisions = read_decisions(decision_file, label_file)
 
     def follow(out: ListWriter) -> None:
-        for ann in coco["annotations"]:
+        for ann in track(coco["annotations"], "writing labels", "boxes"):
             decision = decisions.pop(ann["id"], None)
             if decision == "rejected" and rejected == "drop":
                 continue

@@ -10,6 +10,7 @@ from pycocotools import mask as mask_utils
 
 from mal_mmdet.evaluation.mask_iou import paired_rles
 from mal_mmdet.labeling import image_file, read_coco
+from mal_mmdet.progress import track
 from mal_mmdet.structures import bbox_to_crop, crop_and_resize, expand_bbox
 
 from .panels import BLUE, ORANGE, arrange, draw_panel
@@ -65,7 +66,9 @@ def draw_label_sheet(
         picked = np.random.default_rng(seed).permutation(len(annotations))[:number]
         annotations = [annotations[i] for i in sorted(picked)]
     else:
-        annotations = sorted(annotations, key=iou, reverse=order == "best")[:number]
+        ious = [iou(ann) for ann in track(annotations, "comparing masks", "masks")]
+        places = sorted(range(len(ious)), key=ious.__getitem__, reverse=order == "best")
+        annotations = [annotations[i] for i in places[:number]]
 
     visualizer = DetLocalVisualizer()
     tiles = []

@@ -17,7 +17,6 @@ import cv2
 import mmcv
 import numpy as np
 from pycocotools import mask as mask_utils
-from rich.progress import track
 
 from mal_mmdet.evaluation.mask_iou import paired_rles
 from mal_mmdet.labeling import (
@@ -29,6 +28,7 @@ from mal_mmdet.labeling import (
     segmentation_to_mask,
     sha256,
 )
+from mal_mmdet.progress import track
 from mal_mmdet.structures import AREA_LIMITS, bbox_to_crop, expand_bbox
 
 from .panels import GREEN, ORANGE
@@ -174,7 +174,7 @@ def _write_sprites(
         by_image.setdefault(ann["image_id"], []).append(i)
     where = np.zeros((len(anns), 2), dtype=np.int64)  # offset and length in the waiting file
     with tempfile.TemporaryFile(dir=folder) as waiting:
-        for image_id, members in track(by_image.items(), description="thumbnails"):
+        for image_id, members in track(by_image.items(), "drawing thumbnails", "images"):
             image = _read_image(img_dir, images[image_id])
             for i in members:
                 mask = segmentation_to_mask(anns[i]["segmentation"], *image.shape[:2])
@@ -182,7 +182,8 @@ def _write_sprites(
                 jpeg = _jpeg(thumb, quality=95)
                 where[i] = waiting.tell(), len(jpeg)
                 waiting.write(jpeg)
-        for number, first in enumerate(range(0, len(anns), GRID**2)):
+        sheets = range(0, len(anns), GRID**2)
+        for number, first in enumerate(track(sheets, "joining thumbnails", "sheets")):
             sheet = np.zeros((GRID, size, GRID, size, 3), dtype=np.uint8)
             for i, (offset, length) in enumerate(where[first : first + GRID**2].tolist()):
                 waiting.seek(offset)
@@ -238,7 +239,7 @@ def _ious(anns: list[dict], images: dict[Any, dict], truth_file: str | Path) -> 
         if has_mask(ann) and not ann.get("iscrowd")
     }
     ious: list[float | None] = []
-    for ann in anns:
+    for ann in track(anns, "comparing masks", "masks"):
         if ann["id"] not in truth:
             ious.append(None)
             continue

@@ -45,6 +45,7 @@ from mal_mmdet.datasets import BoxCropDataset, SeededSampler
 from mal_mmdet.datasets.demo_dataset import load_photos
 from mal_mmdet.datasets.transforms import box_crop
 from mal_mmdet.labeling import write_json
+from mal_mmdet.progress import track
 from mal_mmdet.structures import border_indices, crop_and_resize
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
@@ -256,7 +257,7 @@ def benchmark(cfg: Config, folder: Path, crops: int, repeats: int) -> dict[str, 
     functions["reduced scale"] = lambda: run_reduced(variants["ours"])
     functions["floor"] = lambda: run_floor(folder, ours.pipeline[1].size)
     runs: dict[str, list[dict]] = defaultdict(list)
-    for _ in range(repeats + 1):
+    for _ in track(range(repeats + 1), "measuring", "runs"):
         for name, function in functions.items():
             runs[name].append(function())
             if name in variants:

@@ -28,6 +28,7 @@ from rich.table import Table
 from mal_mmdet.apis import generate_labels
 from mal_mmdet.datasets import BoxCropDataset
 from mal_mmdet.labeling import LabelWriter
+from mal_mmdet.progress import track
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT, BOXES_PER_IMAGE, FILES = 96, 64, 10, 50
@@ -140,7 +141,7 @@ def main() -> None:
     sizes = [f"{phase}, MB" for phase in phases]
     table = Table("boxes", *sizes, "labeling, s", "merge, s", "file, MB")
     found = []
-    for number in args.boxes:
+    for number in track(args.boxes, "measuring", "sizes"):
         command = [sys.executable, __file__, "--measure", str(number)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         figures = json.loads(done.stdout.splitlines()[-1])

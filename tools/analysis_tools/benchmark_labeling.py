@@ -43,6 +43,7 @@ from mal_mmdet.labeling import label_writer as writer_module
 from mal_mmdet.labeling import paste as paste_module
 from mal_mmdet.models import MaskAutoLabeler
 from mal_mmdet.models import mask_auto_labeler as model_module
+from mal_mmdet.progress import track
 
 IOU_OF_SAME = 0.99  # OpenCV and torch resize alike but for the last bits
 
@@ -262,7 +263,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         boxes = make_images(folder, args.images, args.boxes, *args.size)
-        for i in range(args.repeats + 1):  # the first warms up
+        for i in track(range(args.repeats + 1), "measuring", "runs"):  # the first warms up
             runner, out = build(args, folder, boxes)
             watch = Stopwatch()
             label(runner, watch)

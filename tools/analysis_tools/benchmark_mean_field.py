@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import resource
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from mal_mmdet.labeling import write_json
 from mal_mmdet.models.losses import mean_field
+from mal_mmdet.progress import track
 
 PHOTOS = ("astronaut", "chelsea", "coffee", "rocket")
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -135,12 +137,8 @@ def main() -> None:
     if args.memory_of:
         peak_memory(args.memory_of)
         return
-    rows = [
-        benchmark(crops, size, zeta, args.runs)
-        for crops in args.crops
-        for size in args.sizes
-        for zeta in args.zetas
-    ]
+    settings = [*itertools.product(args.crops, args.sizes, args.zetas)]
+    rows = [benchmark(*s, args.runs) for s in track(settings, "measuring", "rows")]
     title = f"mean field, 100 steps, {torch.get_num_threads()} threads"
     table = Table("crops", "size", "ζ", "plain", "mean_field", "ratio", "equal pixels", title=title)
     for row in rows:

@@ -34,6 +34,7 @@ from torch import Tensor
 from mal_mmdet.apis import full_precision_without_gpu
 from mal_mmdet.labeling import write_json
 from mal_mmdet.models import MaskAutoLabeler
+from mal_mmdet.progress import track
 
 NETWORKS = ("student, forward", "student, backward", "teacher, forward")
 
@@ -115,7 +116,7 @@ def time_steps(cfg: Config, steps: int, warmup: int) -> dict[str, list[float]]:
     model.mil_loss.forward = timer.timed("MIL loss, forward", model.mil_loss.forward)
     model.crf_loss.forward = timer.timed("CRF loss, forward", model.crf_loss.forward)
 
-    for step in range(steps + warmup):
+    for step in track(range(steps + warmup), "measuring", "steps"):
         if step == warmup:
             timer.seconds.clear()
         with timer.part("step"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 
-from mal_mmdet.labeling import read_coco, strip_masks, write_json
+from mal_mmdet.labeling import write_boxes_only
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,5 +18,5 @@ def parse_args() -> argparse.Namespace:
 
 if __name__ == "__main__":
     args = parse_args()
-    write_json(args.boxes, strip_masks(read_coco(args.instances)))
+    write_boxes_only(args.instances, args.boxes)
     print(f"boxes: {args.boxes}")

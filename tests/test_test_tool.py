@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tools/test.py``: drawing where images are missing, and test-time augmentation."""
+
+import json
+import re
+import runpy
+import shutil
+import sys
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from PIL import Image
+
+from mal_mmdet.datasets.demo_dataset import SIZE
+from tests.conftest import ROOT, tiny_config
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """Runs the tool in this process, which has its imports already."""
+
+    def run(*args) -> None:
+        monkeypatch.setattr(sys, "argv", ["test.py", *map(str, args)])
+        runpy.run_path(str(ROOT / "tools/test.py"), run_name="__main__")
+
+    return run
+
+
+def save_untrained(cfg, folder):
+    """Config and checkpoint of random weights, as files."""
+    cfg.visualizer.name = folder.name  # of one name there is one in a process
+    cfg.dump(folder / "config.py")
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict(), meta={}), folder / "model.pth")
+    return folder / "config.py", folder / "model.pth"
+
+
+def test_images_that_cannot_be_read_are_not_drawn(demo, tmp_path, tool, capsys):
+    """One is missing and one cut off; the others are drawn and measured."""
+    data = tmp_path / "data"
+    shutil.copytree(demo, data)
+    (data / "val/00002.jpg").unlink()
+    content = (data / "val/00003.jpg").read_bytes()
+    (data / "val/00003.jpg").write_bytes(content[:200])
+    cfg = tiny_config(data, tmp_path / "work", log_level="INFO")
+    files = save_untrained(cfg, tmp_path)
+    tool(*files, "--show-dir", "drawn")
+    drawn = {path.name: path for path in (tmp_path / "work").glob("*/drawn/*")}
+    assert set(drawn) == {"00001.jpg", "00004.jpg"}
+    assert all(Image.open(path).size == (2 * SIZE, SIZE) for path in drawn.values())
+    boxes = json.loads((data / "boxes_val.json").read_text())["annotations"]
+    lost = sum(ann["image_id"] in (2, 3) for ann in boxes)
+    text = capsys.readouterr().out
+    assert lost and f"mask/num: {len(boxes)} " in text and f"mask/num_missing: {lost} " in text
+    assert float(re.search(r"mask/miou: ([\d.]+)", text)[1]) > 0
+
+
+def test_tta_needs_a_config_of_it(demo, tmp_path, tool):
+    files = save_untrained(tiny_config(demo, tmp_path / "work"), tmp_path)
+    with pytest.raises(SystemExit, match=r"--tta needs tta_model .* model.flip_test=True"):
+        tool(*files, "--tta")
+
+
+def test_tta_of_a_detector(demo, tmp_path, tool):
+    """Of an image and its mirror image; the checkpoint is loaded into the model inside."""
+    cfg = Config.fromfile(ROOT / "configs/faster_rcnn/faster-rcnn_demo.py")
+    cfg.tta_model = dict(
+        type="DetTTAModel", tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=20)
+    )
+    load, resize, _, pack = cfg.test_dataloader.dataset.pipeline
+    pack.meta_keys = (*pack.meta_keys, "flip", "flip_direction")
+    flips = [dict(type="RandomFlip", prob=prob) for prob in (0.0, 1.0)]
+    cfg.tta_pipeline = [load, dict(type="TestTimeAug", transforms=[[resize], flips, [pack]])]
+    cfg.model.test_cfg.rcnn.score_thr = 0.0  # untrained scores are low
+    cfg.test_dataloader.dataset.data_root = str(demo)
+    cfg.test_evaluator.update(ann_file=str(demo / "instances_val.json"))
+    cfg.log_level = "WARNING"
+    files = save_untrained(cfg, tmp_path)
+    found = {}
+    for name, option in dict(plain=[], tta=["--tta"]).items():
+        prefix = tmp_path / name
+        options = ["--cfg-options", f"test_evaluator.outfile_prefix={prefix}"]
+        tool(*files, "--work-dir", tmp_path / f"work_{name}", *option, *options)
+        found[name] = json.loads((tmp_path / f"{name}.bbox.json").read_text())
+    one, both = ({(d["image_id"], *d["bbox"]) for d in found[name]} for name in ("plain", "tta"))
+    assert one != both
+    # Half of what both views say together was said by the first; other weights would say nothing
+    # of it.
+    assert len(one & both) > len(both) / 4
