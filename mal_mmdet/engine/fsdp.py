@@ -39,7 +39,7 @@ class ResumableFSDPStrategy(FSDPStrategy):
             self.state_dict_config.offload_to_cpu = False
             self.optim_state_dict_config.offload_to_cpu = False
 
-    def save_checkpoint(self, filename: str, **kwargs) -> None:
+    def save_checkpoint(self, filename: str, **kwargs: Any) -> None:
         """Saves under a temporary name and renames; what is sharded has a file for each rank.
 
         Args:

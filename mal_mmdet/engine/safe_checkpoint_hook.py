@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmdet.registry import HOOKS
@@ -67,7 +68,7 @@ class SafeCheckpointHook(CheckpointHook):
         kwargs: As MMEngine's.
     """
 
-    def __init__(self, *args, backend_args: dict | None = None, **kwargs) -> None:
+    def __init__(self, *args: Any, backend_args: dict | None = None, **kwargs: Any) -> None:
         super().__init__(*args, backend_args=backend_args or dict(backend="atomic"), **kwargs)
         self._skipped = 0  # samples that this epoch's earlier part has seen, of all ranks
 

@@ -4,6 +4,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from mal_mmdet.apis import Row, ablation, measure_retention, retention
 from mal_mmdet.apis.retention import draw_retention, retention_table, summarize
@@ -127,7 +128,7 @@ def test_an_interrupted_training_goes_on_where_it_was(files, monkeypatch):
     rows, val, out, options = files
     folder = out / "human-masks/seed0"
     folder.mkdir(parents=True)
-    (folder / "epoch_1.pth").touch()
+    torch.save(dict(state_dict={}), folder / "epoch_1.pth")
     (folder / "last_checkpoint").write_text(str(folder / "epoch_1.pth"))
 
     def started(cfg):
