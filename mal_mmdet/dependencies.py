@@ -16,6 +16,7 @@ REQUIRED = {
     "mmpretrain": ("1.3.5", "onedl-mmpretrain"),
     "pycocotools": (None, "pycocotools"),
     "faster_coco_eval": ("1.6.0", "faster-coco-eval"),
+    "numba": ("0.60.0", "numba"),
     "rich": (None, "rich"),
 }
 

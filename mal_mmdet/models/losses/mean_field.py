@@ -10,23 +10,29 @@ The method states one step for both labels c: ``a_c = t_c · exp(Σ_j K_ij log x
 near-ties to the background, is left out.
 
 Maps are laid out as one vector, row after row and crop after crop, without the rows that are far
-from the box, so that a neighbour is a fixed number of places away, and a step is a few
-multiplications of whole contiguous vectors, for all crops at once. At the border of a crop the
-place holds some other pixel, to which the weight is 0; rows just outside the box, next to which
-rows may be missing, are background whatever they are told.
+from the box, so that a neighbour is a fixed number of places away. At the border of a crop, and
+where the next row is missing, the place holds some other pixel, to which the weight is 0. Rows are
+missing only next to such as are outside the box, and so background whatever they are told. On a
+CPU compiled code takes one crop through all steps while it is in a core's cache; elsewhere a step
+is a few multiplications of vectors, for all crops at once.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import numba
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 MAX_LOG_ODDS = math.log(9.0)  # x is clamped to [0.1, 0.9] after every step
 STEPS_BETWEEN_CHECKS = 10  # for a fixed point: the check waits for the device
+BLOCK = 256  # places that compiled code works on at once
 
 
 def pairwise_weights(
@@ -38,15 +44,15 @@ def pairwise_weights(
         images: Normalised images, float, shape (B, C, h, w).
         zeta: Colour bandwidth ζ, in units of the normalised image.
         omega: Strength ω of the weights.
-        kernel_size: Odd side of the neighbourhood.
+        kernel_size: Side of the neighbourhood: odd, at least 3.
 
     Yields:
         Offset (dy, dx) to the neighbour, and weights of shape (B, h, w); 0 where the neighbour is
         outside the crop. Of each offset and its opposite only the one that points ahead in
         reading order is there, since K is symmetric, and a pixel's own weight, 1, is left out.
     """
-    if kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size is {kernel_size}, but must be odd")
+    if kernel_size < 3 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is {kernel_size}, but must be odd and at least 3")
     height, width = images.shape[-2:]
     radius = kernel_size // 2
     for dy in range(radius + 1):
@@ -115,30 +121,114 @@ def _iterate(
     radius: int,
     num_steps: int,
 ) -> Tensor:
-    width = probs.shape[2]
+    batch, height, width = probs.shape
     rows = (box_masks > 0).any(2).float()
     rows = F.max_pool1d(rows[:, None], 2 * radius + 1, 1, radius).flatten().nonzero()[:, 0]
-    size, margin = len(rows) * width, radius * (width + 1)
+    margin = radius * (width + 1)
+    # Places of the vectors at which crops begin, and the last one ends.
+    bounds = torch.searchsorted(rows, torch.arange(batch + 1, device=rows.device) * height)
+    bounds = (margin + bounds * width).tolist()
+    inside = slice(bounds[0], bounds[-1])
 
     def lay_out(maps: Tensor) -> Tensor:
         return F.pad(maps.flatten(0, 1)[rows].flatten(), [margin, margin])
 
-    def at(vector: Tensor, offset: int = 0) -> Tensor:
-        return vector[margin + offset : margin + offset + size]
-
     log_odds = lay_out((probs * box_masks).clamp(0.1, 0.9).logit())
-    log_box = at(lay_out(box_masks.log()))  # −inf outside the box: clamped to the background below
-    pairs = [(dy * width + dx, lay_out(weight)) for (dy, dx), weight in weights]
+    log_box = lay_out(box_masks.log())  # −inf outside the box: clamped to the background below
+    offsets, laid_out = [], log_odds.new_zeros((2 * radius + 1) ** 2 // 2, len(log_odds))
+    for ((dy, dx), weight), vector in zip(weights, laid_out):
+        # Where the row ahead is not the next one here, the next may be another crop's first.
+        follows = F.pad(rows[dy:] - rows[: len(rows) - dy] == dy, [0, dy])
+        vector[inside] = (weight.flatten(0, 1)[rows] * follows[:, None]).flatten()
+        offsets.append(dy * width + dx)
+    steps = compiled_steps if probs.device.type == "cpu" else torch_steps
+    log_odds = steps(log_odds, log_box, laid_out, offsets, bounds, num_steps)
+    masks = torch.zeros_like(probs, dtype=torch.bool)
+    masks.flatten(0, 1)[rows] = log_odds[inside].view(-1, width) > 0
+    return masks
+
+
+def torch_steps(
+    log_odds: Tensor,
+    log_box: Tensor,
+    weights: Tensor,
+    offsets: list[int],
+    bounds: list[int],
+    num_steps: int,
+) -> Tensor:
+    """Mean-field steps on maps that are laid out as vectors of L places.
+
+    Args:
+        log_odds: λ, shape (L,), 0 in the margins at both ends. Is changed.
+        log_box: log t, shape (L,).
+        weights: Of pixels and their neighbours ahead, shape (K, L), 0 in the margins.
+        offsets: Places from a pixel to its K neighbours ahead, none longer than a margin.
+        bounds: Places at which crops begin, and the last one ends.
+        num_steps: Number of steps.
+
+    Returns:
+        λ after them, shape (L,).
+    """
+    first, last = bounds[0], bounds[-1]
+
+    def at(vector: Tensor, offset: int = 0) -> Tensor:
+        return vector[first + offset : last + offset]
+
     other = torch.zeros_like(log_odds)
     for step in range(num_steps):
-        update = torch.add(at(log_odds), log_box, out=at(other))
-        for offset, weight in pairs:
+        update = torch.add(at(log_odds), at(log_box), out=at(other))
+        for offset, weight in zip(offsets, weights):
             update.addcmul_(at(weight), at(log_odds, offset))
             update.addcmul_(at(weight, -offset), at(log_odds, -offset))
         update.clamp_(-MAX_LOG_ODDS, MAX_LOG_ODDS)
         log_odds, other = other, log_odds
         if (step + 1) % STEPS_BETWEEN_CHECKS == 0 and torch.equal(log_odds, other):
             break
-    masks = torch.zeros_like(probs, dtype=torch.bool)
-    masks.flatten(0, 1)[rows] = at(log_odds).view(-1, width) > 0
-    return masks
+    return log_odds
+
+
+def compiled_steps(
+    log_odds: Tensor,
+    log_box: Tensor,
+    weights: Tensor,
+    offsets: list[int],
+    bounds: list[int],
+    num_steps: int,
+) -> Tensor:
+    """:func:`torch_steps` on CPU cores, compiled at the first call."""
+    limit = log_odds.new_tensor(MAX_LOG_ODDS).numpy()[()]
+    vectors = [x.numpy() for x in (log_odds, torch.zeros_like(log_odds), log_box, weights)]
+    settings = np.array(offsets), num_steps, limit
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        # Crops have nothing to do with each other; what one sees of the next has the weight 0.
+        crops = itertools.pairwise(bounds)
+        list(pool.map(lambda crop: _crop_steps(*vectors, *settings, *crop), crops))
+    return log_odds
+
+
+@numba.njit(nogil=True)
+def _crop_steps(log_odds, other, log_box, weights, offsets, num_steps, limit, first, last):
+    now, then = log_odds, other
+    update = np.empty(BLOCK, log_odds.dtype)
+    for step in range(num_steps):
+        for start in range(first, last, BLOCK):
+            stop = min(start + BLOCK, last)
+            # LLVM makes vector instructions of such loops.
+            old, prior = now[start:stop], log_box[start:stop]
+            for i in range(len(old)):
+                update[i] = old[i] + prior[i]
+            for k, offset in enumerate(offsets):
+                ahead, behind = weights[k, start:stop], weights[k, start - offset : stop - offset]
+                after = now[start + offset : stop + offset]
+                before = now[start - offset : stop - offset]
+                for i in range(len(ahead)):
+                    update[i] += ahead[i] * after[i] + behind[i] * before[i]
+            new = then[start:stop]
+            for i in range(len(new)):
+                new[i] = min(max(update[i], -limit), limit)
+        now, then = then, now
+        if (step + 1) % STEPS_BETWEEN_CHECKS == 0 and np.array_equal(
+            now[first:last], then[first:last]
+        ):
+            break
+    log_odds[first:last] = now[first:last]

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import importlib
 import math
 
 import pytest
@@ -7,6 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from mal_mmdet.models.losses import mean_field, pairwise_weights
+
+# The package has a function of that name.
+MODULE = importlib.import_module("mal_mmdet.models.losses.mean_field")
 
 
 def naive_weights(images, zeta, omega, k):
@@ -38,6 +42,13 @@ def naive_mean_field(probs, box, images, zeta, omega, k, steps, eps):
     return (x > 0.5).view_as(probs)
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def path(request, monkeypatch):
+    """Both ways to make the steps: that of a CPU, and on a CPU that of other devices."""
+    if request.param == "torch":
+        monkeypatch.setattr(MODULE, "compiled_steps", MODULE.torch_steps)
+
+
 def example(smooth=True, dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(2, 3, 9, 11, generator=generator, dtype=dtype) * 0.2
@@ -55,7 +66,7 @@ def example(smooth=True, dtype=torch.float64):
 @pytest.mark.parametrize("zeta", [0.1, 0.3, 1.0])
 @pytest.mark.parametrize("omega, k", [(1.0, 3), (2.0, 3), (1.0, 5)])
 @pytest.mark.parametrize("steps", [1, 7, 40])
-def test_equals_the_stated_method(zeta, omega, k, steps):
+def test_equals_the_stated_method(path, zeta, omega, k, steps):
     probs, box, images = example()
     expected = naive_mean_field(probs, box, images, zeta, omega, k, steps, eps=0)
     found = mean_field(probs, box, images, zeta, omega, k, steps)
@@ -65,7 +76,7 @@ def test_equals_the_stated_method(zeta, omega, k, steps):
 
 
 @pytest.mark.parametrize("zeta", [0.1, 0.3])
-def test_the_small_term_left_out_decides_hardly_a_pixel_of_a_photograph(zeta):
+def test_the_small_term_left_out_decides_hardly_a_pixel_of_a_photograph(path, zeta):
     photo = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1)[None].float()
     mean, std = torch.tensor([123.7, 116.3, 103.5]), torch.tensor([58.4, 57.1, 57.4])
     photo = (photo - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
@@ -94,7 +105,7 @@ def test_pairwise_weights_against_the_dense_matrix():
                 torch.testing.assert_close(weight[:, y, x], expected)
 
 
-def test_fills_a_uniform_region_and_stops_at_its_edge():
+def test_fills_a_uniform_region_and_stops_at_its_edge(path):
     """Two flat regions: the seed spreads over its own region and no further."""
     images = torch.zeros(1, 3, 12, 12)
     images[..., 6:] = 1.0
@@ -109,7 +120,7 @@ def test_fills_a_uniform_region_and_stops_at_its_edge():
 
 @pytest.mark.parametrize("place", ["corner", "line", "pixel", "whole", "gaps", "nothing"])
 @pytest.mark.parametrize("k", [3, 5])
-def test_boxes_at_the_border_and_of_any_size(place, k):
+def test_boxes_at_the_border_and_of_any_size(path, place, k):
     probs, box, images = example()
     box.zero_()
     if place == "corner":  # two boxes in opposite corners
@@ -127,20 +138,36 @@ def test_boxes_at_the_border_and_of_any_size(place, k):
     assert expected.any() or place in ("nothing", "pixel", "line")
 
 
-def test_images_smaller_than_the_neighbourhood():
+@pytest.mark.parametrize("seed", range(20))
+def test_crops_of_a_batch_know_nothing_of_each_other(path, seed):
+    generator = torch.Generator().manual_seed(seed)
+    probs = 0.55 + 0.45 * torch.rand(5, 9, 7, generator=generator, dtype=torch.float64)
+    images = 0.3 * torch.rand(5, 3, 9, 7, generator=generator, dtype=torch.float64)
+    box = torch.zeros_like(probs)
+    for mask in box:
+        y, x, height, width = torch.randint(6, (4,), generator=generator).tolist()
+        mask[y : y + height + 4, x : x + width + 4] = 1
+    expected = naive_mean_field(probs, box, images, 0.3, 1.0, 3, 3, eps=0)
+    assert torch.equal(mean_field(probs, box, images, 0.3, 1.0, 3, 3), expected)
+    assert 20 < expected.sum() < box.sum()
+
+
+def test_images_smaller_than_the_neighbourhood(path):
     probs, box, images = (x[..., :2, :1] for x in example())
     box = torch.ones_like(box)
     expected = naive_mean_field(probs, box, images, 0.5, 1.0, 5, 6, eps=0)
     assert torch.equal(mean_field(probs, box, images, 0.5, 1.0, 5, 6), expected)
 
 
-def test_nothing_outside_the_box():
+def test_nothing_outside_the_box(path):
     probs, box, images = example()
     assert not mean_field(torch.ones_like(probs), box, images)[box == 0].any()
 
 
 def test_stopping_at_the_fixed_point_changes_nothing(monkeypatch):
     probs, box, images = example(dtype=torch.float32)
+    compiled = mean_field(probs, box, images, num_steps=10**6)
+    monkeypatch.setattr(MODULE, "compiled_steps", MODULE.torch_steps)
     steps = []
     equal = torch.equal
 
@@ -150,14 +177,30 @@ def test_stopping_at_the_fixed_point_changes_nothing(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "equal", watched)
-        stopped = mean_field(probs, box, images, num_steps=1000)
+        stopped = mean_field(probs, box, images, num_steps=10**6)
     assert steps[-1] and len(steps) < 100  # it did stop before its last step
     with monkeypatch.context() as patch:
         patch.setattr(torch, "equal", lambda a, b: False)
         whole = mean_field(probs, box, images, num_steps=1000)
-    assert torch.equal(stopped, whole)
+    assert torch.equal(stopped, whole) and torch.equal(compiled, whole)
 
 
-def test_even_kernel_is_refused():
-    with pytest.raises(ValueError, match=r"kernel_size is 4.*odd"):
-        list(pairwise_weights(torch.zeros(1, 3, 4, 4), kernel_size=4))
+@pytest.mark.parametrize("k", [1, 4])
+def test_other_kernels_are_refused(k):
+    with pytest.raises(ValueError, match=rf"kernel_size is {k}.*odd and at least 3"):
+        mean_field(*example(), kernel_size=k)
+
+
+def test_crops_in_threads_equal_one_vector(monkeypatch):
+    """Photographs, with boxes of many blocks of the compiled code and of a part of one."""
+    photo = torch.from_numpy(skimage.data.coffee()).permute(2, 0, 1)[None].double() / 60 - 2
+    images = torch.cat([photo[..., y : y + 70, y : y + 90] for y in (0, 80, 160, 240)])
+    probs = torch.rand(4, 70, 90, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    box = torch.zeros_like(probs)
+    for i, side in enumerate((3, 20, 45, 70)):
+        box[i, :side, :side] = 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    found = mean_field(probs, box, images)
+    monkeypatch.setattr(MODULE, "compiled_steps", MODULE.torch_steps)
+    assert torch.equal(found, mean_field(probs, box, images))
+    assert 500 < found.sum() < box.sum()
