@@ -7,7 +7,7 @@ from .mean_teacher_hook import MultiTensorMeanTeacherHook
 from .progress_hook import LabelProgressHook, ProgressHook
 from .readable_visualization_hook import ReadableVisualizationHook
 from .safe_checkpoint_hook import INTERRUPTED, AtomicBackend, SafeCheckpointHook
-from .stop_signals import StopSignals, stop_signals
+from .signals import StopSignals, stop_signals
 
 __all__ = [
     "INTERRUPTED",

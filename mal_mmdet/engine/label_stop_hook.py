@@ -8,7 +8,7 @@ from mmdet.structures import DetDataSample
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from .stop_signals import stop_signals
+from .signals import stop_signals
 
 
 @HOOKS.register_module()

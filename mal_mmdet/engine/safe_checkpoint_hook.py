@@ -18,9 +18,11 @@ from mmengine.runner import Runner
 from mal_mmdet.datasets import SeededSampler
 from mal_mmdet.labeling import replacing, write_text
 
-from .stop_signals import stop_signals
+from .signals import stop_signals
 
 INTERRUPTED = "interrupted.pth"
+"""Name of the checkpoint that a signal makes."""
+
 SAMPLES_DONE = "samples_done_in_epoch"
 
 
@@ -58,7 +60,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     - A checkpoint is written to a temporary name and renamed. Those that it makes outdated are
       removed after that, not before.
-    - After SIGTERM or SIGINT (:mod:`mal_mmdet.engine.stop_signals`) all ranks end with the same
+    - After SIGTERM or SIGINT (:class:`StopSignals`) all ranks end with the same
       iteration, ``interrupted.pth`` is written, and the exit code is 128 + the signal. A resumed
       training goes on with the next sample. That needs a :class:`SeededSampler`, or a loop that
       counts iterations. Otherwise the process ends without a new checkpoint.

@@ -132,7 +132,7 @@ def test_an_interrupted_training_goes_on_where_it_was(files, monkeypatch):
     (folder / "last_checkpoint").write_text(str(folder / "epoch_1.pth"))
 
     def started(cfg):
-        assert cfg.resume and cfg.load_from is None
+        assert cfg.resume and cfg.load_from == str(folder / "epoch_1.pth")
         raise InterruptedError
 
     monkeypatch.setattr(ablation.Runner, "from_cfg", started)

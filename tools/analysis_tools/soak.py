@@ -178,7 +178,7 @@ def draw(samples: list[dict], warm_up: float, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -192,6 +192,11 @@ def main() -> None:
     args = parser.parse_args()
     if (args.task == "label") != bool(args.checkpoint):
         parser.error("label needs a checkpoint, train takes none")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
     args.work_dir.mkdir(parents=True)
     if args.task == "train":
         command, files = training(args), {}

@@ -77,5 +77,7 @@ def _obey(parent: int) -> None:
     os._exit(0)
 
 
-stop_signals = StopSignals()  # of the process, as signals are
+stop_signals = StopSignals()
+"""Those of this process."""
+
 os.register_at_fork(after_in_child=_leave_signals_to_the_parent)
