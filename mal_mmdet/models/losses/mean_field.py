@@ -61,12 +61,17 @@ def pairwise_weights(
                 continue
             pixels = images[..., : max(height - dy, 0), max(-dx, 0) : max(width - max(dx, 0), 0)]
             others = images[..., dy:, max(dx, 0) : max(width + min(dx, 0), 0)]
-            distance = (pixels - others).square_().sum(1)
-            weight = distance.mul_(-1 / (2 * zeta**2)).exp_().mul_(omega)
-            # Denormal numbers would make every step slower and no sum different.
-            weight = F.threshold_(weight, 1e-30, 0.0)
             sides = [max(-dx, 0), max(dx, 0), 0, dy]
-            yield (dy, dx), F.pad(weight, sides)[..., :height, :width]
+            weight = F.pad(_affinity(pixels, others, zeta, omega), sides)
+            yield (dy, dx), weight[..., :height, :width]
+            del weight  # or it would stay while the next is made
+
+
+def _affinity(pixels: Tensor, others: Tensor, zeta: float, omega: float) -> Tensor:
+    distance = (pixels - others).square_().sum(1)
+    weight = distance.mul_(-1 / (2 * zeta**2)).exp_().mul_(omega)
+    # Denormal numbers would make every step slower and no sum different.
+    return F.threshold_(weight, 1e-30, 0.0)
 
 
 @torch.no_grad()
@@ -139,7 +144,7 @@ def _iterate(
     for ((dy, dx), weight), vector in zip(weights, laid_out):
         # Where the row ahead is not the next one here, the next may be another crop's first.
         follows = F.pad(rows[dy:] - rows[: len(rows) - dy] == dy, [0, dy])
-        vector[inside] = (weight.flatten(0, 1)[rows] * follows[:, None]).flatten()
+        vector[inside] = weight.flatten(0, 1)[rows].mul_(follows[:, None]).flatten()
         offsets.append(dy * width + dx)
     steps = compiled_steps if probs.device.type == "cpu" else torch_steps
     log_odds = steps(log_odds, log_box, laid_out, offsets, bounds, num_steps)
