@@ -22,6 +22,18 @@ while True:
     time.sleep(0.1)
 """
 
+UNSHARING = """
+import os, time
+held, parent = bytearray(b"x" * 100_000_000), os.getpid()
+if os.fork():
+    for start in range(0, len(held), 1_000_000):
+        held[start : start + 1_000_000] = b"y" * 1_000_000
+        time.sleep(0.05)
+    time.sleep(60)
+while os.getppid() == parent:
+    time.sleep(0.1)
+"""
+
 
 def test_growth_of_a_process_that_grows(tmp_path):
     """A megabyte and a descriptor every tenth of a second, or slower on a busy machine."""
@@ -29,14 +41,22 @@ def test_growth_of_a_process_that_grows(tmp_path):
     assert code == -15
     warm = [s for s in samples if s["time"] > 1]
     times = np.array([s["time"] for s in warm])
-    memory, descriptors = (
-        soak.growth(times, np.array([s[name] for s in warm])) for name in ("memory", "descriptors")
+    memory, allocated, descriptors = (
+        soak.growth(times, np.array([s[name] for s in warm]))
+        for name in ("memory", "allocated", "descriptors")
     )
     assert memory["per_hour"] > 5 * memory["plus_minus"] > 0
-    ratio = memory["per_hour"] / descriptors["per_hour"]
-    assert ratio == pytest.approx(1, abs=0.2)
+    for grown in (memory, allocated):
+        assert grown["per_hour"] / descriptors["per_hour"] == pytest.approx(1, abs=0.2)
     soak.draw(samples, 1, tmp_path / "soak.png")
     assert (tmp_path / "soak.png").stat().st_size < 150_000
+
+
+def test_pages_that_are_no_longer_shared_are_not_allocated(tmp_path):
+    samples, _ = soak.watch([sys.executable, "-c", UNSHARING], 3, 0.05, tmp_path / "out.txt")
+    late = [s for s in samples if s["time"] > 1]
+    assert late[-1]["memory"] - late[0]["memory"] > 10
+    assert abs(late[-1]["allocated"] - late[0]["allocated"]) < 1
 
 
 def test_growth_and_its_interval():

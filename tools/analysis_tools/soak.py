@@ -30,7 +30,7 @@ from mal_mmdet.labeling import LabelShards, read_coco, shard_folder, write_json
 
 ROOT = Path(__file__).parents[2]
 SPANS = 20  # neighbouring samples are alike; the means of spans are so less
-SERIES = {"memory": "MB", "descriptors": "", "shm": "MB"}
+SERIES = {"memory": "MB", "allocated": "MB", "descriptors": "", "shm": "MB"}
 MOST_BOXES = 100  # a second; no core labels so many of them one by one
 LABEL = ("segmentation", "area", "mask_quality", "source")
 
@@ -40,7 +40,9 @@ def sample(root: psutil.Process) -> dict[str, float]:
 
     Returns:
         ``memory`` in MB: pages that several of them share count once, and those of files, such as
-        libraries, not at all; open file ``descriptors``; ``shm``, all that lies in the machine's
+        libraries, not at all. It also grows when a process writes to a page that it shared with
+        its children, to its reference counts for one. ``allocated`` in MB does not: in it shared
+        pages count for each. Open file ``descriptors``. ``shm``, all that lies in the machine's
         /dev/shm, in MB.
     """
     found = dict.fromkeys(SERIES, 0.0)
@@ -52,6 +54,8 @@ def sample(root: psutil.Process) -> dict[str, float]:
             continue
         kilobytes = re.findall(r"Pss_(?:Anon|Shmem): +(\d+) kB", pages)
         found["memory"] += sum(map(int, kilobytes)) * 1024 / 1e6
+        (kilobytes,) = re.findall(r"^Anonymous: +(\d+) kB", pages, re.MULTILINE)
+        found["allocated"] += int(kilobytes) * 1024 / 1e6
         found["descriptors"] += descriptors
     shm = os.statvfs("/dev/shm")
     found["shm"] = (shm.f_blocks - shm.f_bfree) * shm.f_frsize / 1e6
@@ -169,7 +173,7 @@ def draw(samples: list[dict], warm_up: float, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(9, 2.4), layout="constrained")
+    figure, axes = plt.subplots(1, len(SERIES), figsize=(11, 2.4), layout="constrained")
     minutes = [s["time"] / 60 for s in samples]
     for axis, (name, unit) in zip(axes, SERIES.items()):
         axis.plot(minutes, [s[name] for s in samples], linewidth=1)
