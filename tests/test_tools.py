@@ -615,14 +615,24 @@ def test_benchmark_mean_field(tmp_path):
     assert row["equal"] > 0.99 and row["equal_float64"] > 0.99
 
 
-def test_benchmark_training(trained, tmp_path):
-    options = ["--steps", 2, "--data", 2, "--out", tmp_path / "out.json"]
+@pytest.mark.parametrize("how", [(), ("--channels-last",)])
+def test_benchmark_training(trained, tmp_path, how):
+    options = ["--steps", 2, "--data", 2, "--out", tmp_path / "out.json", *how]
     run("tools/analysis_tools/benchmark_training.py", trained[0], *options)
     figures = json.loads((tmp_path / "out.json").read_text())
     parts = ("student, forward", "teacher, forward", "student, backward", "CRF loss, forward")
     assert all(0 < figures[part] < figures["step"] for part in parts) and figures["data"] > 0
     assert 0 < figures["outside the networks"] < 1
     assert 0.1 < figures["peak memory, GiB"] < 16
+
+
+@pytest.mark.slow
+def test_benchmark_compiled_training(trained, tmp_path):
+    """In a process of its own: torch.compile imports setuptools, which has to come early."""
+    script, out = ROOT / "tools/analysis_tools/benchmark_training.py", tmp_path / "out.json"
+    options = ["--compile", "--steps", "1", "--warmup", "1", "--out", out]
+    subprocess.run([sys.executable, script, trained[0], *options], check=True)
+    assert json.loads(out.read_text())["step"] > 0
 
 
 def test_estimate_training(trained):

@@ -84,7 +84,9 @@ def made_up_batch(count: int, size: int, device: str) -> dict:
     return dict(inputs=inputs, data_samples=dict(student=samples))
 
 
-def time_steps(cfg: Config, steps: int, warmup: int) -> dict[str, list[float]]:
+def time_steps(
+    cfg: Config, steps: int, warmup: int, compiled: bool = False, channels_last: bool = False
+) -> dict[str, list[float]]:
     """Trains on one batch over and over.
 
     Returns:
@@ -99,6 +101,12 @@ def time_steps(cfg: Config, steps: int, warmup: int) -> dict[str, list[float]]:
     size, count = cfg.train_dataloader.dataset.pipeline[1].size, cfg.train_dataloader.batch_size
     batch = made_up_batch(count, size, device)
     teacher = next(HOOKS.build(h) for h in cfg.custom_hooks if "MeanTeacherHook" in h.type)
+
+    for network in (model.student, model.teacher):
+        if channels_last:
+            network.to(memory_format=torch.channels_last)
+        if compiled:
+            network.forward = torch.compile(network.forward)
 
     timer = StepTimer()
     forward = model.student.forward
@@ -171,6 +179,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=3, help="steps before them")
     parser.add_argument("--data", type=int, default=0, metavar="N", help="also time N samples")
+    parser.add_argument("--compile", action="store_true", help="both networks by torch.compile")
+    parser.add_argument("--channels-last", action="store_true", help="layout of their convolutions")
     parser.add_argument("--out", help="JSON file for the figures")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override the config")
     return parser.parse_args()
@@ -181,7 +191,8 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     full_precision_without_gpu(cfg)
-    figures = summarize(time_steps(cfg, args.steps, args.warmup))
+    seconds = time_steps(cfg, args.steps, args.warmup, args.compile, args.channels_last)
+    figures = summarize(seconds)
     count = cfg.train_dataloader.batch_size
     table = Table("part", "ms", "share", title=f"a step of {count} crops on {get_device()}")
     for name, value in figures.items():
