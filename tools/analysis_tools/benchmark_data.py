@@ -249,10 +249,11 @@ def benchmark(cfg: Config, folder: Path, crops: int, repeats: int) -> dict[str, 
     }
     try:
         mmcv.use_backend("turbojpeg")  # finds the library; its own use is asked for by the config
-        mmcv.use_backend("cv2")
         variants["turbojpeg"] = Variant(turbo, orders[0])
     except (ImportError, RuntimeError) as error:
         print(f"turbojpeg is left out: {error}")
+    finally:
+        mmcv.use_backend("cv2")  # also where the library is missing, mmcv has set it
     functions = {name: variant.run for name, variant in variants.items()}
     functions["reduced scale"] = lambda: run_reduced(variants["ours"])
     functions["floor"] = lambda: run_floor(folder, ours.pipeline[1].size)
