@@ -21,7 +21,13 @@ from mal_mmdet.datasets import CocoBoxDataset
 from mal_mmdet.datasets.demo_dataset import make_demo_dataset
 from mal_mmdet.engine import ProgressHook
 from mal_mmdet.evaluation import evaluate_label_files
-from mal_mmdet.labeling import apply_review, export_labels, read_coco, write_boxes_only
+from mal_mmdet.labeling import (
+    apply_review,
+    export_labels,
+    read_coco,
+    stream_json,
+    write_boxes_only,
+)
 from mal_mmdet.labeling.baselines import label_with_baseline
 from mal_mmdet.progress import Meter, rate_text, time_left, track
 from mal_mmdet.visualization import draw_label_sheet, write_review_page
@@ -141,6 +147,27 @@ def test_a_terminal_gets_a_bar(terminal):
     sent = terminal()
     assert sent.startswith(HIDE_CURSOR) and sent.endswith(SHOW_CURSOR)
     assert re.search(r"reading \[bold\] ━+ 3/3 [\d,.]+ rows/s, 0:00:00 in all", plain(sent))
+
+
+@pytest.mark.parametrize("end", ["]", "x"])
+def test_the_first_pass_over_a_long_file_has_a_bar_on_a_terminal_alone(
+    terminal, monkeypatch, tmp_path, end
+):
+    path = tmp_path / "boxes.json"
+    path.write_text('{"annotations": [' + ", ".join(["{}"] * 300) + end + "}")
+    bars = len(progress._with_bars)
+    for is_terminal in (True, False):
+        if not is_terminal:
+            monkeypatch.setattr(progress, "get_console", lambda: Console(force_terminal=False))
+        before = len(terminal())
+        if end == "]":
+            assert len(stream_json(path, "annotations")["annotations"]) == 300
+        else:
+            with pytest.raises(ValueError, match=r"expected one of ',]'.*found 'x'"):
+                stream_json(path, "annotations")
+        assert len(progress._with_bars) == bars
+        sent = terminal()[before:]
+        assert ("opening boxes.json" in plain(sent)) == is_terminal, sent
 
 
 def test_logs_and_prints_go_by_above_the_bars(terminal):

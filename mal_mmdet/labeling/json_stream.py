@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar
 
+from mal_mmdet.progress import Meter
+
 T = TypeVar("T")
 WINDOW = 1 << 20  # bytes read at once; grows only for an entry that is larger
 MAX_DEPTH = 100  # of lists and objects in each other; COCO has five
@@ -92,7 +94,13 @@ def stream_json(path: str | Path, key: str | None = None) -> Any:
 
 def _skim(path: str | Path, reader: _Reader) -> JSONList:
     offset = reader.offset
-    return JSONList(path, offset, sum(1 for _ in reader.entries()))
+    meter = Meter(f"opening {Path(path).name}", "entries", bar_only=True)
+    try:
+        for _ in reader.entries():
+            meter.advance()
+    finally:
+        meter.stop()
+    return JSONList(path, offset, meter.done)
 
 
 class ListWriter:
