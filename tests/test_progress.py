@@ -292,10 +292,9 @@ def test_the_quickstart_passes_progress_on(tmp_path, monkeypatch, capsys):
 
 
 def test_a_command_that_fails_gives_the_terminal_back(demo, tmp_path):
-    """An annotation in the middle is no object."""
-    coco = json.loads((demo / "instances_val.json").read_text())
-    coco["annotations"][2] = 5
-    (tmp_path / "broken.json").write_text(json.dumps(coco))
+    """The file breaks off in the middle of its annotations."""
+    text = (demo / "boxes_val.json").read_text()
+    (tmp_path / "broken.json").write_text(text[: text.index('"bbox"') + 20])
     tool = ROOT / "tools/dataset_converters/boxes_only.py"
     command = [sys.executable, tool, tmp_path / "broken.json", tmp_path / "out.json"]
     reader, writer = pty.openpty()
@@ -312,7 +311,7 @@ def test_a_command_that_fails_gives_the_terminal_back(demo, tmp_path):
             pass
     os.close(reader)
     text = sent.decode()
-    assert process.returncode == 1 and "AttributeError" in text
-    assert "writing boxes" in text and text.count(HIDE_CURSOR) == text.count(SHOW_CURSOR) == 1
-    assert text.rindex(SHOW_CURSOR) > text.rindex("writing boxes")
+    assert process.returncode == 1 and "broken.json is not valid JSON" in text
+    assert "opening broken.json" in text and text.count(HIDE_CURSOR) == text.count(SHOW_CURSOR) == 1
+    assert text.rindex(SHOW_CURSOR) > text.rindex("opening broken.json")
     assert not (tmp_path / "out.json").exists()

@@ -290,7 +290,8 @@ def has_mask(ann: Any) -> bool:
 def strip_masks(coco: dict[str, Any]) -> dict[str, Any]:
     """The same file without masks, and with ``area`` of the box: all that MAL may see.
 
-    Annotations without a usable ``bbox`` are kept as they are, less their masks.
+    Annotations without a usable ``bbox`` are kept as they are, less their masks; what is no object
+    at all becomes null.
     """
     return {**coco, "annotations": [_strip_mask(ann) for ann in coco["annotations"]]}
 
@@ -315,10 +316,15 @@ def write_boxes_only(instances: str | Path, boxes: str | Path) -> None:
         write_around(file, coco, "annotations", strip)
 
 
-def _strip_mask(ann: dict[str, Any]) -> dict[str, Any]:
+def _strip_mask(ann: Any) -> dict[str, Any] | None:
+    if not isinstance(ann, dict):
+        return None
     ann = {k: v for k, v in ann.items() if k != "segmentation"}
-    if isinstance(ann.get("bbox"), list) and len(ann["bbox"]) == 4:
-        ann["area"] = ann["bbox"][2] * ann["bbox"][3]
+    bbox = ann.get("bbox")
+    if isinstance(bbox, list) and len(bbox) == 4:
+        width, height = bbox[2:]
+        if all(isinstance(side, (int, float)) and abs(side) < 1e100 for side in (width, height)):
+            ann["area"] = width * height
     return ann
 
 

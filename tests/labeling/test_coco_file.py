@@ -130,6 +130,15 @@ def test_without_nan():
     assert without_nan(content) == dict(a=[1.5, None], b=dict(c=None, d="x"))
 
 
+@pytest.mark.parametrize(
+    "bbox", [[0, 0, "3", 2], [0, 0, [1], 2], [0, 0, 10**400, 0.5], [1, 2], None]
+)
+def test_strip_masks_leaves_unusable_boxes_for_others_to_report(bbox):
+    stripped = strip_masks(coco(segmentation=[[1, 2, 3, 4, 5, 6]], bbox=bbox))
+    assert stripped == coco(bbox=bbox)
+    assert strip_masks(dict(annotations=[5, None])) == dict(annotations=[None, None])
+
+
 def test_strip_masks_takes_the_mask_and_its_area_and_nothing_else():
     data = coco(segmentation=[[1, 2, 3, 4, 5, 6]], area=123.4, score=0.5, iscrowd=0)
     data["info"] = dict(year=2017)
