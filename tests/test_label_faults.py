@@ -27,7 +27,6 @@ from mal_mmdet.labeling import (
     label_writer,
     read_coco,
     report_path,
-    segmentation_to_mask,
     shard_folder,
     write_json,
 )
@@ -219,15 +218,8 @@ def test_the_loaders_batches_and_workers_change_no_byte(job, undisturbed, tmp_pa
 
 
 @pytest.mark.parametrize("crops", [1, 2, 32])
-def test_crops_that_are_predicted_together(job, undisturbed, tmp_path, crops):
-    """The network's sums may round otherwise: hardly a pixel of all masks depends on it."""
+def test_the_crops_predicted_together_change_no_byte(job, undisturbed, tmp_path, crops):
     cfg = copy.deepcopy(job[0])
     cfg.model.crops_per_batch = crops
     assert generate_labels(cfg, *job[1:], tmp_path / "labels.json") == 0
-    files = json.loads(undisturbed), read_coco(tmp_path / "labels.json")
-    differ = total = 0
-    for one, other in zip(*(file["annotations"] for file in files), strict=True):
-        masks = [segmentation_to_mask(a["segmentation"], 320, 320) for a in (one, other)]
-        differ += int((masks[0] != masks[1]).sum())
-        total += int(masks[0].sum())
-    assert total > 10000 and differ <= 2
+    assert (tmp_path / "labels.json").read_bytes() == undisturbed

@@ -235,9 +235,9 @@ class MaskAutoLabeler(BaseModel):
         networks = dict(student=[self.student], teacher=[self.teacher]).get(
             self.label_source, [self.student, self.teacher]
         )
-        logits = [network(crops, areas) for network in networks]
+        logits = [network.predict(crops, areas) for network in networks]
         if self.flip_test:
-            logits += [network(crops.flip(3), areas).flip(2) for network in networks]
+            logits += [network.predict(crops.flip(3), areas).flip(2) for network in networks]
         return torch.stack(logits)
 
     def _to_image(self, pred: InstanceData, sample: DetDataSample) -> InstanceData:

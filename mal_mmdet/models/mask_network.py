@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
@@ -49,9 +50,24 @@ class MaskNetwork(BaseModule):
             ValueError: The decoder cannot use the encoder's map, or its cells do not divide the
                 crop evenly.
         """
+        return self.decoder(self._features(images), areas)
+
+    def predict(self, images: Tensor, areas: Tensor) -> Tensor:
+        """:meth:`forward`, where on a CPU no bit of a crop's logits depends on its neighbours.
+
+        Libraries choose how to sum by the shape of a batch. A ViT's matrix products have rows
+        enough not to notice; the decoder has a row for each crop, so it gets them one by one. On
+        a GPU, where that would be slow, it does not.
+        """
+        features = self._features(images)
+        if features.device.type != "cpu":
+            return self.decoder(features, areas)
+        return torch.cat([self.decoder(*crop) for crop in zip(features.split(1), areas.split(1))])
+
+    def _features(self, images: Tensor) -> Tensor:
         features = self.backbone(images)[-1]
         self._check(features, images)
-        return self.decoder(features, areas)
+        return features
 
     def _patch_size(self) -> int:
         """Side of a patch of a ViT; 1 if the encoder does not tell."""

@@ -159,7 +159,7 @@ def test_label_sources_flip_and_batches(model):
         for p in model.teacher.parameters():
             p.add_(0.05 * torch.randn_like(p))
     crops, areas = torch.randn(3, 3, SIZE, SIZE), torch.tensor([100.0, 3000.0, 1e5])
-    student, teacher = model.student(crops, areas), model.teacher(crops, areas)
+    student, teacher = (net.predict(crops, areas) for net in (model.student, model.teacher))
     assert torch.equal(model.mask_logits(crops, areas), student)
     model.label_source = "teacher"
     assert torch.equal(model.mask_logits(crops, areas), teacher)

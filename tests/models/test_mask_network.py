@@ -3,6 +3,8 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 
+from mal_mmdet.models import decoders
+
 ARCH = dict(embed_dims=32, num_layers=1, num_heads=2, feedforward_channels=32)
 
 
@@ -60,3 +62,15 @@ def test_a_crop_whose_rest_the_encoder_cuts_off():
     model = MODELS.build(dict(type="MaskNetwork", backbone=backbone, decoder=decoder))
     with pytest.raises(ValueError, match=r"CropBBox.size is 100.*8: 96 or 104"):
         run(model, size=100)
+
+
+@pytest.mark.parametrize("decoder", decoders.__all__)
+def test_predicted_logits_do_not_depend_on_the_batch(decoder):
+    model = network(dict(type=decoder, in_channels=32, channels=48)).eval()
+    images, areas = torch.randn(9, 3, 32, 32), torch.tensor([500.0, 5e3, 5e4] * 3)
+    with torch.no_grad():
+        together = model.predict(images, areas)
+        for size in (1, 2, 4):
+            batches = zip(images.split(size), areas.split(size))
+            assert torch.equal(torch.cat([model.predict(*batch) for batch in batches]), together)
+        torch.testing.assert_close(together, model(images, areas))
