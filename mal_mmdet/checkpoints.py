@@ -25,6 +25,8 @@ from mmengine.runner.checkpoint import CheckpointLoader, get_torch_safe_globals
 
 _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 _torch_load = torch.load
+# What PyTorch says of a file that is cut off.
+CUT = ("PytorchStreamReader", "unexpected EOF", "Invalid argument")
 STATISTICS = ("min", "max", "mean", "current")
 
 
@@ -75,7 +77,7 @@ def load_safely(file: Any, map_location: Any = None, **kwargs: Any) -> Any:
         kwargs: Are not looked at: no caller may ask for less safety.
 
     Raises:
-        ValueError: It needs code to run, or is no checkpoint.
+        ValueError: It needs code to run, or is no checkpoint, or not a whole one.
     """
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()  # of MMEngine's getattr
@@ -90,6 +92,14 @@ def load_safely(file: Any, map_location: Any = None, **kwargs: Any) -> Any:
                     f"{_wanted(file, error)}. Code in a checkpoint can do anything on this "
                     "machine; if you trust whoever made the file, allow it by --trust-checkpoint, "
                     "or in Python by mal_mmdet.checkpoints.trusting_checkpoints"
+                ) from error
+            except (RuntimeError, OSError, EOFError) as error:
+                if not (isinstance(error, EOFError) or any(sign in str(error) for sign in CUT)):
+                    raise
+                reason = str(error).partition("\n")[0] or "it ends too early"
+                raise ValueError(
+                    f"{file} is no whole checkpoint: {reason}. If it was downloaded, or copied, "
+                    "delete it and fetch it again"
                 ) from error
     finally:
         torch.serialization.clear_safe_globals()

@@ -203,6 +203,18 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
         CheckpointLoader.load_checkpoint(str(tmp_path / "page.pth"))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_half_a_checkpoint_says_so(tmp_path, share, zipped):
+    path = tmp_path / "half.pth"
+    content = dict(state_dict=dict(weight=torch.ones(1000)))
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"half\.pth is no .*checkpoint"):
+        CheckpointLoader.load_checkpoint(str(path))
+
+
 def test_what_others_have_allowed_stays_allowed(trained):
     before = set(torch.serialization.get_safe_globals())
     CheckpointLoader.load_checkpoint(str(trained[1]))

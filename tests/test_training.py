@@ -66,6 +66,18 @@ def test_a_few_steps_lower_the_loss_and_move_the_teacher_slowly(demo, tmp_path):
     assert losses[-1] < 0.6 * losses[0]
 
 
+def test_a_step_that_mmengine_compiles(demo, tmp_path):
+    """By a backend that runs the captured graphs as they are: what is tested is the capture."""
+    weights = []
+    for compiled in (False, True):
+        options = {"train_cfg.max_epochs": 1, "compile": compiled and dict(backend="eager")}
+        cfg = tiny_config(demo, tmp_path / str(compiled), randomness=dict(seed=0), **options)
+        weights.append(train(cfg).model.state_dict())
+    torch._dynamo.reset()
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, msg=key)
+
+
 def test_teacher_is_the_moving_average_of_the_student(demo, tmp_path):
     cfg = tiny_config(demo, tmp_path, **{"train_cfg.max_epochs": 1})
     runner = Runner.from_cfg(cfg)

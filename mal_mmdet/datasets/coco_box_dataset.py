@@ -87,7 +87,9 @@ class CocoBoxDataset(BaseDetDataset):
         return table
 
     def _warn(self, problems: list[tuple[int, object, str]], total: int) -> None:
-        lines = [f"  annotation {name} (annotations[{i}]): {text}" for i, name, text in problems]
+        lines = [
+            f"  annotation {_shown(name)} (annotations[{i}]): {text}" for i, name, text in problems
+        ]
         if len(lines) > 10:
             lines[10:] = [f"  and {len(lines) - 10} more"]
         print_log(
@@ -96,6 +98,12 @@ class CocoBoxDataset(BaseDetDataset):
             logger="current",
             level=logging.WARNING,
         )
+
+
+def _shown(name: object) -> str:
+    """An id for a log: numbers and words as they are, else what it is made of."""
+    plain = isinstance(name, str) and name.isprintable() and len(name) <= 40
+    return name if plain else ascii(name)[:40]
 
 
 class _BoxTable(Sequence):

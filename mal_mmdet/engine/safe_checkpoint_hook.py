@@ -54,12 +54,28 @@ class AtomicBackend(LocalBackend):
             super().put(obj, temporary)
 
 
+def check_weights(runner: Runner) -> None:
+    """Looks at all weights, before they replace sound ones on the disk.
+
+    Raises:
+        FloatingPointError: One is NaN or infinite; says which.
+    """
+    for name, weight in runner.model.named_parameters():
+        if not weight.isfinite().all():
+            raise FloatingPointError(
+                f"{name} is not finite: no checkpoint of it is written, those before stay. The "
+                "loss was finite, its gradient was not. Go on from there with --resume, and with a "
+                "lower learning rate or in float32 if it happens again"
+            )
+
+
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
     """MMEngine's checkpoints, never half of one, and one more when the process has to stop.
 
     - A checkpoint is written to a temporary name and renamed. Those that it makes outdated are
       removed after that, not before.
+    - Weights that are not finite are not written: a training would resume from them for ever.
     - After SIGTERM or SIGINT (:class:`StopSignals`) all ranks end with the same
       iteration, ``interrupted.pth`` is written, and the exit code is 128 + the signal. A resumed
       training goes on with the next sample. That needs a :class:`SeededSampler`, or a loop that
@@ -111,6 +127,7 @@ class SafeCheckpointHook(CheckpointHook):
                 "cannot deal from there: the last checkpoint is the one to resume from"
             )
             return
+        check_weights(runner)
         if by_epoch:
             samples = self._skipped + batches * loader.batch_size * get_world_size()
             runner.message_hub.update_info(SAMPLES_DONE, samples)
@@ -142,6 +159,7 @@ class SafeCheckpointHook(CheckpointHook):
         stop_signals.noting = stop_signals.handling
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        check_weights(runner)
         with self._removing_afterwards():
             super()._save_checkpoint_with_step(runner, step, meta)
         if is_main_process():
@@ -152,6 +170,7 @@ class SafeCheckpointHook(CheckpointHook):
                 interrupted.unlink(missing_ok=True)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        check_weights(runner)
         with self._removing_afterwards():
             super()._save_best_checkpoint(runner, metrics)
 

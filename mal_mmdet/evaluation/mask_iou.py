@@ -11,7 +11,7 @@ from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from pycocotools import mask as mask_utils
 
-from mal_mmdet.labeling import encode_mask, read_coco, to_rle
+from mal_mmdet.labeling import encode_mask, find_problems, mask_problem, read_coco, to_rle
 from mal_mmdet.progress import track
 from mal_mmdet.structures import AREA_LIMITS
 
@@ -23,11 +23,17 @@ def human_rle(ann: dict, image: dict) -> dict:
     """The mask of an annotation of the ground truth as compressed RLE.
 
     Raises:
-        ValueError: It has none.
+        ValueError: It has none, or one that cannot be read.
     """
     if not ann.get("segmentation"):
         raise ValueError(f"annotation {ann['id']} of the ground truth has no mask")
-    return to_rle(ann["segmentation"], image["height"], image["width"])
+    return _readable_rle(ann["segmentation"], ann, image)
+
+
+def _readable_rle(segmentation: dict | list, ann: dict, image: dict) -> dict:
+    if problem := mask_problem(segmentation, image):
+        raise ValueError(f"annotation {ann['id']!r:.40}: {problem}")
+    return to_rle(segmentation, image["height"], image["width"])
 
 
 def paired_rles(
@@ -36,18 +42,11 @@ def paired_rles(
     """A predicted mask, or None, and the human mask of an annotation as compressed RLE.
 
     Raises:
-        ValueError: The human mask is missing, or their sizes differ.
+        ValueError: The human mask is missing, or one of the two cannot be read or is not of the
+            size of the image.
     """
     human = human_rle(ann, image)
-    if not segmentation:
-        return None, human
-    pred = to_rle(segmentation, image["height"], image["width"])
-    if pred["size"] != human["size"]:
-        raise ValueError(
-            f"the masks of annotation {ann['id']} have different sizes: predicted "
-            f"{pred['size']}, human {human['size']} (height, width)"
-        )
-    return pred, human
+    return (_readable_rle(segmentation, ann, image) if segmentation else None), human
 
 
 def mean_ious(
@@ -118,12 +117,15 @@ def evaluate_masks(
         ``miou`` has a counterpart that begins with ``boundary_miou``.
 
     Raises:
-        ValueError: A human mask is missing, a pair of masks differs in size, or ``groups``
-            does not fit the categories.
+        ValueError: An annotation of ``truth`` or a mask cannot be read, a human mask is missing, or
+            ``groups`` does not fit the categories.
     """
     names = {category["id"]: category["name"] for category in truth["categories"]}
     if groups is not None:
         groups = resolve_groups(groups, [*names.values()])
+    for i, problem in find_problems(truth, allow_outside=True).items():
+        if not problem.startswith("bbox ["):  # of numbers, wherever they lie: the mask counts
+            raise ValueError(f"annotations[{i}] of the ground truth: {problem}")
     images = {image["id"]: image for image in truth["images"]}
     ious, boundary_ious, categories, areas = [], [], [], []
     missing = 0
@@ -154,8 +156,10 @@ def evaluate_label_files(
     pred_file: str | Path, truth_file: str | Path, **options
 ) -> dict[str, float]:
     """:func:`evaluate_masks`, with its options, of a label file, matched by annotation id."""
-    pred = read_coco(pred_file)["annotations"]
-    masks = {ann["id"]: ann.get("segmentation") for ann in pred}
+    pred = read_coco(pred_file)
+    for i, problem in find_problems(pred, allow_outside=True).items():
+        raise ValueError(f"annotations[{i}] of {pred_file}: {problem}")
+    masks = {ann["id"]: ann.get("segmentation") for ann in pred["annotations"]}
     return evaluate_masks(masks, read_coco(truth_file), **options)
 
 

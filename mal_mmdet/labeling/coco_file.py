@@ -210,13 +210,13 @@ def _problem(
         if not _is_name(ann[key]):
             return f"its {key!r} is {ann[key]!r:.40}, expected a number or a text"
     if ann["id"] in seen:
-        return f"id {ann['id']!r} occurs more than once; ids must be unique"
+        return f"id {ann['id']!r:.40} occurs more than once; ids must be unique"
     seen.add(ann["id"])
     image = images.get(ann["image_id"])
     if image is None:
-        return f"its image {ann['image_id']!r} is not in 'images'"
+        return f"its image {ann['image_id']!r:.40} is not in 'images'"
     if ann["category_id"] not in categories:
-        return f"its category {ann['category_id']!r} is not in 'categories'"
+        return f"its category {ann['category_id']!r:.40} is not in 'categories'"
     if image["id"] in broken:
         return broken[image["id"]]
     if keeps_mask:

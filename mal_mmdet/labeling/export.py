@@ -33,7 +33,7 @@ def to_yolo(coco: dict[str, Any]) -> Files:
     Args:
         coco: Label file that :func:`check_labels` accepts.
     """
-    names = [category["name"] for category in coco["categories"]]
+    names = [str(category["name"]) for category in coco["categories"]]
     data = dict(path=".", train="images", val="images", names=dict(enumerate(names)))
     yield "data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     classes = {category["id"]: i for i, category in enumerate(coco["categories"])}
@@ -56,7 +56,7 @@ def to_labelme(coco: dict[str, Any]) -> Files:
     Args:
         coco: Label file that :func:`check_labels` accepts.
     """
-    names = {category["id"]: category["name"] for category in coco["categories"]}
+    names = {category["id"]: str(category["name"]) for category in coco["categories"]}
     for image, anns in _by_image(coco):
         shapes = []
         for i, ann in enumerate(anns):
@@ -89,7 +89,7 @@ def to_cvat(coco: dict[str, Any]) -> Files:
     Args:
         coco: Label file that :func:`check_labels` accepts.
     """
-    names = {category["id"]: category["name"] for category in coco["categories"]}
+    names = {category["id"]: str(category["name"]) for category in coco["categories"]}
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")

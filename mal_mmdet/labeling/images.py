@@ -21,6 +21,7 @@ RAISE_LIMIT = (
 )
 ORIENTATION = 0x0112  # EXIF's tag
 ROTATED = (5, 6, 7, 8)  # values of it that swap width and height
+TURNED = ("JPEG", "MPO", "PNG")  # by OpenCV; WebP and AVIF are not, TIFF Pillow turns itself
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -31,7 +32,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with open_image(path) as image:
         try:
-            turned = image.getexif().get(ORIENTATION) in ROTATED
+            turned = image.format in TURNED and image.getexif().get(ORIENTATION) in ROTATED
         except Exception:  # of all kinds; OpenCV too turns nothing by EXIF that it cannot read
             turned = False
         return image.size[::-1] if turned else image.size
@@ -61,7 +62,8 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     try:
         open_image(path).close()  # or the decoder might fill the memory
-        pixels = cv2.imread(str(path))
+        # As MMCV does; `cv2.imread` fails with TIFFs that this one reads.
+        pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_COLOR)
     except (OSError, cv2.error) as error:
         raise ValueError(f"image {path} cannot be read ({error})") from error
     if pixels is None:

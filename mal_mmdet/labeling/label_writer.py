@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from .coco_file import (
     without_nan,
 )
 from .json_stream import ListWriter, write_around
-from .paste import encode_window, mask_windows
+from .paste import MaskWindow, encode_window, mask_windows
 from .polygons import mask_bbox, mask_problem, mask_to_polygons
 from .shards import LabelShards
 
@@ -340,7 +341,7 @@ def complete_annotation(ann: dict, image: dict) -> str | None:
         image: Its image's entry in the COCO file.
 
     Returns:
-        What keeps loaders from reading the mask that it has; None if nothing does.
+        What keeps loaders from reading the mask that it has or would get; None if nothing does.
     """
     if has_mask(ann):
         if problem := mask_problem(ann["segmentation"], image):
@@ -352,9 +353,12 @@ def complete_annotation(ann: dict, image: dict) -> str | None:
         ann["area"] = w * h
     if has_mask(ann):
         return None
-    x0, y0 = max(x, 0), max(y, 0)
-    x1, y1 = min(x + w, image["width"]), min(y + h, image["height"])
-    polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
-    (rle,) = mask_utils.frPyObjects([polygon], image["height"], image["width"])
-    ann["segmentation"] = dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
+    if problem := mask_problem([[x, y, x + w, y, x + w, y + h, x, y + h]], image):
+        return problem
+    height, width = image["height"], image["width"]
+    # The pixels whose centres are in the box.
+    x0, x1 = (floor(min(max(side, 0), width) + 0.5) for side in (x, x + w))
+    y0, y1 = (floor(min(max(side, 0), height) + 0.5) for side in (y, y + h))
+    window = MaskWindow(x0, y0, np.ones((y1 - y0, x1 - x0), dtype=bool), 1.0)
+    ann["segmentation"] = encode_window(window, (height, width))
     return None

@@ -13,6 +13,7 @@ from pycocotools import mask as mask_utils
 from .coco_file import is_finite
 
 FARTHEST = 4  # a corner may lie so many sides of the image away
+LONGEST = 1e6  # pixels along all outlines of a mask; pycocotools keeps dozens of bytes for each
 # The runs of a compressed RLE: five bits and a flag that more follow to a character. After 30 bits
 # pycocotools loses some.
 COMPRESSED = r"(?:[P-o]{0,5}[0-O])+"
@@ -30,7 +31,8 @@ CUT_OFFSET, CUT_WIDTH = 0.25, 0.01
 def mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
     """What keeps stock loaders from reading a mask; None if nothing does.
 
-    pycocotools, which they use, takes an RLE on trust, and reads memory that is not its own.
+    pycocotools, which they use, takes an RLE on trust, and reads memory that is not its own; for a
+    long outline it takes memory without asking whether there is any.
 
     Args:
         segmentation: From a COCO file: polygons, or RLE, compressed or not.
@@ -43,6 +45,9 @@ def mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
             numbers = isinstance(polygon, list) and all(map(is_finite, polygon))
             if not numbers or not all(-reach < v < reach for v in polygon):
                 return f"expected polygons [x, y, …] in and around the image, found {polygon!r:.80}"
+        length = sum(map(_length, _whole_polygons(segmentation)))
+        if length > LONGEST:
+            return f"its outlines are {length:.0f} pixels long, more than {LONGEST:.0f}"
         if not _whole_polygons(segmentation):
             return f"expected polygons of at least three points, found {segmentation!r:.80}"
         return None
@@ -72,6 +77,12 @@ def mask_bbox(segmentation: list | dict, image: dict[str, Any]) -> list[float]:
 def _whole_polygons(polygons: list[list[float]]) -> list[list[float]]:
     """Those of three points or more; loaders skip the others."""
     return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
+
+
+def _length(polygon: list[float]) -> float:
+    """What pycocotools walks along an outline: of each edge the longer of its two extents."""
+    points = np.reshape(polygon, (-1, 2))
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(1).sum()) + len(points)
 
 
 def _run_lengths(counts: str) -> list[int]:

@@ -95,7 +95,8 @@ def apply_review(
 
     def follow(out: ListWriter) -> None:
         for ann in track(coco["annotations"], "writing labels", "boxes"):
-            decision = decisions.pop(ann["id"], None)
+            ann_id = ann.get("id") if isinstance(ann, dict) else None
+            decision = decisions.pop(ann_id, None) if isinstance(ann_id, (int, str)) else None
             if decision == "rejected" and rejected == "drop":
                 continue
             if decision == "rejected":

@@ -36,6 +36,7 @@ def read_vis(path: str | Path) -> dict[str, Any]:
                         f"{key}[{i}] of {path} has no {name!r}; an entry of {key!r} in "
                         f"YouTube-VIS's format has {', '.join(map(repr, needed))}"
                     )
+        _check_types(path, key, vis[key])
         if len({entry["id"] for entry in vis[key]}) != len(vis[key]):
             raise ValueError(f"ids of {key} in {path} are not unique")
     lengths = {video["id"]: len(video["file_names"]) for video in vis["videos"]}
@@ -52,6 +53,17 @@ def read_vis(path: str | Path) -> dict[str, Any]:
                 f"{track['video_id']!r} has {expected} frames; expected a box or null for each"
             )
     return vis
+
+
+def _check_types(path: str | Path, key: str, entries: list[dict]) -> None:
+    kinds = dict(id=(int, str), video_id=(int, str), file_names=list, bboxes=list)
+    for i, entry in enumerate(entries):
+        for name in kinds.keys() & entry.keys():
+            if not isinstance(entry[name], kinds[name]):
+                raise ValueError(
+                    f"{name!r} of {key}[{i}] of {path} is {entry[name]!r:.40}, expected "
+                    + ("a list" if kinds[name] is list else "a number or a text")
+                )
 
 
 def split_frames(vis: dict[str, Any]) -> dict[str, Any]:

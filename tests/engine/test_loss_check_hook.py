@@ -53,6 +53,26 @@ def check(**losses):
     LossCheckHook().after_train_iter(runner, 0, dict(data_samples=dict(student=[])), outputs)
 
 
+def test_weights_that_a_gradient_has_made_nan_are_not_saved(demo, tmp_path):
+    """The loss of that step was finite, and the next one would come after the checkpoint."""
+    cfg = tiny_config(demo, tmp_path)
+    runner = Runner.from_cfg(cfg)
+    steps = len(runner.train_loop.dataloader)
+    weight, seen = next(p for p in runner.model.student.parameters() if p.ndim > 1), []
+
+    def spoil(gradient):
+        seen.append(1)
+        return gradient * float("nan") if len(seen) == 2 * steps else gradient
+
+    weight.register_hook(spoil)
+    with pytest.raises(FloatingPointError, match=r"student.* is not finite: no checkp"):
+        runner.train()
+    (saved,) = tmp_path.glob("*.pth")
+    assert saved.name == "epoch_1.pth"
+    state = torch.load(saved, weights_only=False)["state_dict"]
+    assert all(value.isfinite().all() for value in state.values())
+
+
 def test_it_reads_numbers_that_are_on_the_cpu_already():
     check(loss=0.5, loss_mil=0.4)
     with pytest.raises(FloatingPointError, match="'loss_mil': inf"):

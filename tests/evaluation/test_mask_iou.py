@@ -144,7 +144,7 @@ def test_truth_without_masks_is_refused():
 def test_masks_of_another_size_are_refused():
     data = truth(SPECS)
     wrong = encode_mask(np.ones((60, 70), dtype=bool))
-    with pytest.raises(ValueError, match=r"annotation 100 have different sizes.*\[60, 70\]"):
+    with pytest.raises(ValueError, match=r"annotation 100: expected a mask of .*\[60, 70\]"):
         evaluate_masks({100: wrong}, data)
 
 
@@ -169,3 +169,41 @@ def test_metric_and_files_agree(tmp_path):
     (tmp_path / "pred.json").write_text(json.dumps(pred))
     figures = evaluate_label_files(tmp_path / "pred.json", tmp_path / "truth.json")
     assert found["mask/miou"] == figures["miou"] == pytest.approx((0.5 + 2000 / 3000) / 3)
+
+
+@pytest.mark.parametrize("counts", [[5, 1_000_000_000], "0_oo1"])
+def test_a_mask_that_pycocotools_would_hang_on(counts):
+    data = truth(SPECS)
+    wrong = dict(data["annotations"][0]["segmentation"], counts=counts)
+    with pytest.raises(ValueError, match="annotation 100: its mask is no RLE of the pixels"):
+        evaluate_masks({100: wrong}, data)
+    data["annotations"][0]["segmentation"] = wrong
+    with pytest.raises(ValueError, match="annotation 100: its mask is no RLE of the pixels"):
+        evaluate_masks({}, data)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (None, r"annotations\[1\].* is None, expected an object"),
+        (dict(id=[]), r"annotations\[1\].*its 'id' is \[\]"),
+        (dict(image_id=99), r"annotations\[1\].*its image 99 is not in 'images'"),
+        (dict(category_id=[1]), r"annotations\[1\].*its 'category_id' is \[1\]"),
+        (dict(bbox="x"), r"annotations\[1\].*bbox is 'x'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named(tmp_path, change, words):
+    sound, broken = tmp_path / "sound.json", tmp_path / "broken.json"
+    data = truth(SPECS)
+    sound.write_text(json.dumps(data))
+    data["annotations"][1] = change and data["annotations"][1] | change
+    broken.write_text(json.dumps(data))
+    for files in ((sound, broken), (broken, sound)):
+        with pytest.raises(ValueError, match=words):
+            evaluate_label_files(*files)
+
+
+def test_a_box_that_is_empty_does_not_keep_its_mask_from_being_compared():
+    data = truth(SPECS)
+    data["annotations"][0]["bbox"] = [3, 3, 0, 5]
+    assert evaluate_masks({}, data)["num"] == 3

@@ -12,8 +12,9 @@ import os
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as mask_utils
 
-from mal_mmdet.labeling import read_boxes, read_coco, report_path
+from mal_mmdet.labeling import complete_annotation, read_boxes, read_coco, report_path
 from tests.conftest import tiny_config
 from tests.hostile import HEIGHT, NAMES, WIDTH, Labeler
 
@@ -290,6 +291,16 @@ def test_images_outside_their_folder_are_read_only_if_that_is_allowed(labeler, o
         assert labeler.label(content, allow_outside=True) == 1
     else:
         assert all("has to lie below" in text for text in reported(labeler, content=content))
+
+
+@pytest.mark.parametrize("width, problem", [(178956970, "pixels long, more than"), (30000, None)])
+def test_the_box_of_a_crowd_in_a_wide_image(width, problem):
+    crowd = dict(bbox=[0.4, 0, width - 1, 1], iscrowd=1)
+    found = complete_annotation(crowd, dict(width=width, height=1))
+    if problem:
+        assert problem in found
+        return
+    assert not found and mask_utils.toBbox(crowd["segmentation"]).tolist() == [0, 0, width - 1, 1]
 
 
 def test_a_crowd_gets_an_area_that_loaders_can_read(labeler):

@@ -192,3 +192,20 @@ def test_broken_exif_turns_nothing(labeler):
         path = labeler.images / "x.jpg"
         path.write_bytes(content[:place] + b"\xff" * length + content[place + length :])
         assert image_size(path) == (40, 30) == read_image(path).shape[1::-1]
+
+
+@pytest.mark.parametrize("kind, turned_to", [("png", (30, 40)), ("webp", (40, 30)), ("tiff", None)])
+def test_the_size_of_formats_that_not_every_library_turns(labeler, kind, turned_to):
+    """It is that of what loaders see, whoever has turned it."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    content = encoded(photo(), kind, exif=exif)
+    size = image_size_of(labeler, content, f"x.{kind}")
+    assert turned_to in (None, size)
+    assert read_image(labeler.images / f"x.{kind}").shape[1::-1] == size
+    assert label(labeler, content, size, f"x.{kind}") == 1
+
+
+def image_size_of(labeler, content, name):
+    (labeler.images / name).write_bytes(content)
+    return image_size(labeler.images / name)

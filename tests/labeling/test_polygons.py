@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
+
 import numpy as np
 import pytest
 from mmdet.registry import DATASETS
@@ -10,6 +12,7 @@ from scipy.ndimage import gaussian_filter, label
 from mal_mmdet.labeling import (
     encode_mask,
     join_parts,
+    mask_problem,
     mask_to_polygons,
     read_coco,
     segmentation_to_mask,
@@ -164,3 +167,15 @@ def test_stock_pipelines_that_read_polygons_alone(demo, tmp_path, config):
     masks = read_as(config, tmp_path / "polygons.json", demo / "train")
     assert sum(map(len, masks)) >= len(labels["annotations"]) / 2  # what crops leave
     assert all(mask.any() for mask in masks)
+
+
+def test_outlines_that_would_fill_the_memory():
+    """pycocotools overflows on such, or gets no memory and goes on."""
+    wide, plain = dict(height=1, width=178956970), dict(height=5000, width=30000)
+    corners = [[-1e5, -1e5], [1e5, 1e5]]
+    for polygon, image in (
+        ([0, 0, 7e8, 0, 7e8, 1], wide),
+        ([v for i in range(2000) for v in corners[i % 2]], plain),
+    ):
+        assert re.search("outlines are .* pixels long, more than", mask_problem([polygon], image))
+    assert mask_problem([[0, 0, 30000, 0, 30000, 5000, 0, 5000]], plain) is None

@@ -6,8 +6,9 @@ Letters: B crops, (h, w) mask resolution, k kernel size, j the offset of a neigh
 The method states one step for both labels c: ``a_c = t_c · exp(Σ_j K_ij log x_c,j)``, then
 ``x = a_1 / (a_0 + a_1)``. In log-odds ``λ = log(x / (1 − x))`` both sums collapse into one,
 ``λ_i ← Σ_j K_ij λ_j + log t_i``, a single-channel stencil; clamping x to [0.1, 0.9] is clamping
-λ to ±log 9. The 1e-6 that the original adds to the denominator, which only moves exact
-near-ties to the background, is left out.
+λ to ±log 9. The 1e-6 that the original adds to the denominator is left out. With the method's
+ω and k it only moves near-ties to the background; with stronger weights, where ``a_0 + a_1`` is far
+below it, it would make nearly everything background.
 
 Maps are laid out as one vector, row after row and crop after crop, without the rows that are far
 from the box, so that a neighbour is a fixed number of places away. At the border of a crop, and
@@ -74,6 +75,7 @@ def _affinity(pixels: Tensor, others: Tensor, zeta: float, omega: float) -> Tens
     return F.threshold_(weight, 1e-30, 0.0)
 
 
+@torch.compiler.disable  # its steps are compiled by other means, or in place on vectors
 @torch.no_grad()
 def mean_field(
     probs: Tensor,
@@ -87,7 +89,7 @@ def mean_field(
     """Refines probabilities into hard masks that follow the image's edges (paper, Sec. 3.4).
 
     Args:
-        probs: Starting point q, shape (B, h, w), in [0, 1].
+        probs: Starting point q, shape (B, h, w), in [0, 1]. Half precision is computed in float32.
         box_masks: t, shape (B, h, w), in [0, 1]; outside the box nothing is foreground.
         images: Normalised images at mask resolution, shape (B, C, h, w).
         zeta, omega, kernel_size: See :func:`pairwise_weights`.
@@ -96,7 +98,9 @@ def mean_field(
     Returns:
         Bool masks l of shape (B, h, w).
     """
-    masks = torch.zeros_like(probs, dtype=torch.bool)
+    dtype = torch.promote_types(probs.dtype, torch.float32)
+    probs, box_masks, images = (maps.to(dtype) for maps in (probs, box_masks, images))
+    masks = probs.new_zeros(probs.shape, dtype=torch.bool)
     # Outside the box x is 0.1 at every step, so the box and a frame around it are enough.
     window = (slice(None), *box_window(box_masks, kernel_size // 2))
     if probs[window].numel():
@@ -148,9 +152,9 @@ def _iterate(
         offsets.append(dy * width + dx)
     steps = compiled_steps if probs.device.type == "cpu" else torch_steps
     log_odds = steps(log_odds, log_box, laid_out, offsets, bounds, num_steps)
-    masks = torch.zeros_like(probs, dtype=torch.bool)
-    masks.flatten(0, 1)[rows] = log_odds[inside].view(-1, width) > 0
-    return masks
+    masks = rows.new_zeros(batch * height, width, dtype=torch.bool)
+    masks[rows] = log_odds[inside].view(-1, width) > 0
+    return masks.view(batch, height, width)
 
 
 def torch_steps(
@@ -201,11 +205,11 @@ def compiled_steps(
     num_steps: int,
 ) -> Tensor:
     """:func:`torch_steps` on CPU cores, compiled at the first call."""
-    limit = log_odds.new_tensor(MAX_LOG_ODDS).numpy()[()]
     vectors = [x.numpy() for x in (log_odds, torch.zeros_like(log_odds), log_box, weights)]
-    settings = np.array(offsets), num_steps, limit
+    settings = np.array(offsets), num_steps, vectors[0].dtype.type(MAX_LOG_ODDS)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        # Crops have nothing to do with each other; what one sees of the next has the weight 0.
+        # Crops have nothing to do with each other; what one sees of the next has the weight 0,
+        # which only a NaN would survive.
         crops = itertools.pairwise(bounds)
         list(pool.map(lambda crop: _crop_steps(*vectors, *settings, *crop), crops))
     return log_odds

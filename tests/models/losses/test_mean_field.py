@@ -204,3 +204,18 @@ def test_crops_in_threads_equal_one_vector(monkeypatch):
     monkeypatch.setattr(MODULE, "compiled_steps", MODULE.torch_steps)
     assert torch.equal(found, mean_field(probs, box, images))
     assert 500 < found.sum() < box.sum()
+
+
+def test_maps_that_are_not_contiguous(path):
+    probs, box, images = example()
+    strided = [maps.movedim(0, -1).contiguous().movedim(-1, 0) for maps in (probs, box, images)]
+    assert not strided[0].is_contiguous()
+    expected = mean_field(probs, box, images)
+    assert expected.any() and torch.equal(mean_field(*strided), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(path, dtype):
+    halves = [maps.to(dtype) for maps in example()]
+    masks = mean_field(*halves)
+    assert masks.any() and torch.equal(masks, mean_field(*(maps.float() for maps in halves)))
