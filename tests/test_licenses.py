@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/dependencies.md names everything that an installation brings with it."""
+"""docs/dependencies.md and constraints.txt name everything that an installation brings with it."""
 
 import re
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -39,3 +39,16 @@ def test_every_dependency_is_listed():
     installed = closure(direct)
     assert len(installed) > 50
     assert installed <= set(listed), f"not listed: {sorted(installed - set(listed))}"
+
+
+def test_constraints_are_what_is_installed():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    pins = {canonicalize_name(pin.name): pin for pin in pins}
+    direct = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-dev.txt").read_text()
+    installed = closure(direct.split()) - {"pip", "setuptools"}
+    assert installed <= set(pins), f"not pinned: {sorted(installed - set(pins))}"
+    for name in installed:
+        pin = pins[name]
+        if pin.marker is None or pin.marker.evaluate():
+            assert pin.specifier.contains(version(name), prereleases=True), (pin, version(name))
