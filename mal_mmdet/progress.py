@@ -181,21 +181,26 @@ os.register_at_fork(after_in_child=_leave_bars_to_parent)
 
 
 def track(
-    items: Iterable[T], description: str, unit: str, total: int | None = None, disable: bool = False
+    items: Iterable[T],
+    description: str,
+    unit: str,
+    total: int | None = None,
+    disable: bool = False,
+    bar_only: bool = False,
 ) -> Iterator[T]:
     """Iterates with a :class:`Meter`.
 
     Args:
         items: What is iterated.
         total: How many there are; without it their ``len``, if they have one.
-        description, unit, disable: As of :class:`Meter`.
+        description, unit, disable, bar_only: As of :class:`Meter`.
 
     Yields:
         The items.
     """
     if total is None and hasattr(items, "__len__"):
         total = len(items)
-    meter = Meter(description, unit, total, disable=disable)
+    meter = Meter(description, unit, total, disable=disable, bar_only=bar_only)
     try:
         for item in items:
             yield item

@@ -3,24 +3,27 @@
 
 from __future__ import annotations
 
+import copy
 import os.path as osp
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdet.datasets import CocoDataset, CocoPanopticDataset
+from mmdet.datasets import CocoDataset, CocoPanopticDataset, LVISV1Dataset
 from mmdet.registry import DATASETS
 from mmdet.visualization import get_palette
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import exists, list_from_file
 
 from mal_mmdet.datasets import MaskQualityDataset
-from mal_mmdet.labeling import has_mask, read_boxes
-from mal_mmdet.labeling.coco_file import image_problem
+from mal_mmdet.labeling import has_mask, image_size, read_boxes
+from mal_mmdet.labeling.coco_file import image_problem, is_bbox, is_finite
+from mal_mmdet.progress import track
 
 # Parts of a model whose classes are not the data set's: object or not, stuff, ImageNet's.
 OTHER_CLASSES = {"rpn_head", "semantic_head", "backbone"}
 IMAGES_LOOKED_AT = 10
+COCO_URL = "http://images.cocodataset.org/"  # what LVISV1Dataset takes off an address
 
 
 def use_labels(
@@ -60,7 +63,7 @@ def use_labels(
     _check_images(dataset, train_labels, coco, _folder_advice(dataset, "--img-dir"))
     _check_semantic_maps(cfg, dataset)
     steps = dict(train_dataloader=cfg.train_dataloader, custom_hooks=cfg.get("custom_hooks"))
-    _check_masks(steps, train_labels, coco)
+    _check_annotations(train_labels, coco, *_mask_loading(steps))
     set_num_classes(cfg.model, len(classes))
     if val_labels is not None:
         _validate_on(cfg, val_labels, classes, data_root, val_img_dir)
@@ -91,7 +94,10 @@ def check_labels(cfg: Config) -> None:
         advice = f"Set data_root and data_prefix.img in the config, or {instead} --img-dir FOLDER"
         _check_images(dataset, labels, coco, advice)
         steps = {f"train_dataloader.{path}": dataset, "custom_hooks": cfg.get("custom_hooks")}
-        _check_masks(steps, labels, coco)
+        _check_annotations(labels, coco, *_mask_loading(steps))
+        _check_semantic_maps(cfg, dataset)
+    if found and cfg.get("model"):
+        _check_heads(cfg.model, _classes(found[0][1]), files[0])
 
 
 def _reads_local_coco(dataset: ConfigDict) -> bool:
@@ -115,13 +121,32 @@ def _check_classes(
             f"{missing[0]!r} for one; its first category is {names[0]!r}. To learn the file's "
             f"categories, {instead}"
         )
-    known = tuple(name for name in names if name in classes)
+    unknown = [name for name in names if name not in classes]
+    if classes and unknown:
+        raise ValueError(
+            f"{len(unknown)} categories of {labels} are no classes of the config, {unknown[0]!r} "
+            f"for one: MMDetection would leave their objects out without a word. To learn them, "
+            f"{instead}; or take them out of the file"
+        )
+    known = tuple(names)
     if classes and known != classes:
         raise ValueError(
             f"{labels} has the config's classes in another order: {_differences(known, classes)}. "
             "MMDetection numbers classes in the order of the file, so each would be called by "
             f"another's name. Order metainfo.classes like the file, or {instead}"
         )
+
+
+def _check_heads(model: ConfigDict, classes: tuple[str, ...], labels: str | Path) -> None:
+    expected = copy.deepcopy(model)
+    set_num_classes(expected, len(classes))
+    for (path, part), (_, right) in zip(_parts(model), _parts(expected)):
+        for key in ("num_classes", "num_things_classes"):
+            if part.get(key) != right.get(key):
+                raise ValueError(
+                    f"model.{path}.{key} is {part[key]}, but {labels} has {len(classes)} classes: "
+                    "set it, or train with --train-labels, which does"
+                )
 
 
 def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
@@ -247,25 +272,36 @@ def _check_images(
     dataset: ConfigDict, labels: str | Path, coco: dict[str, Any], advice: str
 ) -> None:
     kind = _class_of(dataset)
-    if not issubclass(kind, MaskQualityDataset) and (
+    by_url = issubclass(kind, LVISV1Dataset)
+    if not (by_url or issubclass(kind, MaskQualityDataset)) and (
         kind.load_data_list is not CocoDataset.load_data_list
         or kind.parse_data_info is not CocoDataset.parse_data_info
     ):
         return  # it has rules of its own where an image lies
-    folder = _folder(dataset, "img")
+    folder, backend_args = _folder(dataset, "img"), dataset.get("backend_args")
+    key = "coco_url" if by_url else "file_name"
     images = coco["images"][:IMAGES_LOOKED_AT]
     for image in images:
         problem = image_problem(image)
-        if problem is None and "file_name" not in image:
-            problem = f"image {image['id']!r} has no 'file_name', which {dataset.type} needs"
+        if problem is None and key not in image:
+            problem = f"image {image['id']!r} has no {key!r}, which {dataset.type} needs"
         if problem:
             raise ValueError(f"{labels} cannot be trained on: {problem}")
-    paths = [osp.join(folder, image["file_name"]) for image in images]
-    if not any(exists(path, backend_args=dataset.get("backend_args")) for path in paths):
+    names = [image[key].replace(COCO_URL, "") for image in images]
+    paths = [osp.join(folder, name) for name in names]
+    missing = [path for path in paths if not exists(path, backend_args=backend_args)]
+    if missing:
         raise ValueError(
-            f"none of the first {len(paths)} images of {labels} was found; looked for {paths[0]}. "
-            f"{advice}"
+            f"{len(missing)} of the first {len(paths)} images of {labels} were not found; looked "
+            f"for {missing[0]}. {advice}"
         )
+    for image, path in zip(images, paths if not backend_args else []):
+        expected = image["width"], image["height"]
+        if (found := image_size(path)) != expected:
+            raise ValueError(
+                f"{path} has {found[0]}×{found[1]} pixels, but {expected[0]}×{expected[1]} in "
+                f"{labels}: they do not belong together, and no mask would fit. {advice}"
+            )
 
 
 def _folder_advice(dataset: ConfigDict, option: str) -> str:
@@ -287,25 +323,34 @@ def _check_semantic_maps(cfg: Config, dataset: ConfigDict) -> None:
         )
 
 
-def _check_masks(steps: dict[str, Any], labels: str | Path, coco: dict[str, Any]) -> None:
-    """Reads as far as the first mask, or, for configs that take polygons alone, the first RLE.
+def _check_annotations(
+    labels: str | Path,
+    coco: dict[str, Any],
+    needs_masks: bool,
+    polygons_alone: Sequence[str] = (),
+) -> None:
+    """Reads all annotations as MMDetection will, but says what it would fail at or leave out.
 
     Args:
-        steps: Where the config has them → the data set, first, and the hooks, of which one may
-            change its pipeline in mid-training.
         labels, coco: The label file.
+        needs_masks: Whether an annotation without a mask would end the training.
+        polygons_alone: Options of the config that keep it from reading RLE.
     """
-    data = next(iter(steps))
-    loading = [(path, step) for path, step in _parts(steps) if step.get("with_mask")]
-    if not any(path.startswith(data) for path, _ in loading):
-        return
-    _check_any_mask(labels, coco)
-    polygons_alone = [path for path, step in loading if step.get("poly2mask") is False]
-    if not polygons_alone:
-        return
-    for i, ann in enumerate(coco["annotations"]):
+    known = dict(image_id=coco["images"], category_id=coco["categories"])
+    known = {key: {entry["id"] for entry in entries} for key, entries in known.items()}
+    objects, maskless, masks = 0, None, 0
+    for i, ann in enumerate(track(coco["annotations"], "checking labels", "boxes", bar_only=True)):
+        if problem := _annotation_problem(ann, known):
+            raise ValueError(f"{labels} cannot be trained on: annotations[{i}] {problem}")
+        if ann.get("ignore"):  # MMDetection leaves it out
+            continue
+        crowd = bool(ann.get("iscrowd"))
+        objects += not crowd
+        masks += has_mask(ann)
+        if maskless is None and not has_mask(ann):
+            maskless = i
         # Crowds are RLE in any file, and ignored by any detector.
-        if isinstance(ann.get("segmentation"), dict) and not ann.get("iscrowd"):
+        if polygons_alone and not crowd and isinstance(ann.get("segmentation"), dict):
             options = " ".join(f"{path}.poly2mask=True" for path in polygons_alone)
             raise ValueError(
                 f"annotations[{i}] of {labels} is an RLE mask. The config reads polygons alone "
@@ -313,14 +358,49 @@ def _check_masks(steps: dict[str, Any], labels: str | Path, coco: dict[str, Any]
                 "with `tools/generate_labels.py ... --mask-format polygon`, or let the config "
                 f"read both: --cfg-options {options}"
             )
-
-
-def _check_any_mask(labels: str | Path, coco: dict[str, Any]) -> None:
-    if not any(has_mask(ann) for ann in coco["annotations"]):
+    if not objects:
+        raise ValueError(f"all annotations of {labels} are crowds: nothing can be learned from it")
+    if needs_masks and not masks:
         raise ValueError(
             f"no annotation of {labels} has a mask; expected labels, as tools/generate_labels.py "
             "makes them from boxes"
         )
+    if needs_masks and maskless is not None:
+        raise ValueError(
+            f"annotations[{maskless}] of {labels} has no mask, at which a training would fail; "
+            "tools/generate_labels.py --only-missing labels those that have none"
+        )
+
+
+def _mask_loading(steps: dict[str, Any]) -> tuple[bool, list[str]]:
+    """Whether a data set reads masks, and where the config has steps that read polygons alone.
+
+    Args:
+        steps: Where the config has them → the data set, first, and the hooks, of which one may
+            change its pipeline in mid-training.
+    """
+    data = next(iter(steps))
+    loading = [(path, step) for path, step in _parts(steps) if step.get("with_mask")]
+    if not any(path.startswith(data) for path, _ in loading):
+        return False, []
+    return True, [path for path, step in loading if step.get("poly2mask") is False]
+
+
+def _annotation_problem(ann: Any, known: dict[str, set]) -> str | None:
+    if not isinstance(ann, dict):
+        return f"is {ann!r:.40}, expected an object"
+    for key, ids in known.items():
+        value = ann.get(key)
+        if not isinstance(value, (int, str)) or value not in ids:
+            return f"has the {key} {value!r:.40}, which the file does not have"
+    if not is_bbox(ann.get("bbox")):
+        return f"has the bbox {ann.get('bbox')!r:.40}, expected four numbers"
+    if not is_finite(ann.get("area")):
+        return (
+            f"has the area {ann.get('area')!r:.40}, expected that of its mask, which "
+            "tools/generate_labels.py writes"
+        )
+    return None
 
 
 def _validate_on(
@@ -338,7 +418,7 @@ def _validate_on(
             f"{_differences(found, classes)}. Detectors know classes by their place in the list, "
             "so both files need the same"
         )
-    _check_any_mask(labels, coco)
+    _check_annotations(labels, coco, _mask_loading(dict(train=cfg.train_dataloader))[0])
     if cfg.get("val_dataloader") is None or cfg.get("val_cfg") is None:
         raise ValueError(
             f"the config has no val_dataloader or no val_cfg, so {labels} cannot be used; leave "

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 
 from mal_mmdet.evaluation import coco_ap
 from mal_mmdet.labeling import read_coco, without_nan, write_json, write_text
@@ -94,9 +96,9 @@ def measure_retention(
         For each row, see :func:`summarize`.
 
     Raises:
-        ValueError: Rows have the same name or other images than the first, a config and its
-            labels do not go together, or the folder holds results of other ones. Nothing has
-            been trained then.
+        ValueError: Rows have the same name, or other images or boxes than the first, a config
+            and its labels do not go together, or the folder holds results of other ones. Nothing
+            has been trained then.
     """
     names = [row.folder for row in rows]
     if len(set(names)) < len(names) or "" in names:
@@ -239,10 +241,26 @@ def _write(work_dir: Path, table: list[dict]) -> None:
 
 
 def _check_images(rows: Sequence[Row]) -> None:
-    """A row with other images would be compared by its data, not by its masks."""
-    expected = None
+    """A row with other images or boxes would be compared by its data, not by its masks."""
+    expected = boxes = None
     for row in rows:
         coco = read_coco(row.labels)
+        found = {a["id"]: (a["image_id"], a["category_id"], a["bbox"]) for a in coco["annotations"]}
+        boxes = found if boxes is None else boxes
+        common = found.keys() & boxes.keys()
+        other = next((i for i in common if found[i] != boxes[i]), None)
+        if other is not None or not common:
+            raise ValueError(
+                f"{row.labels} has other boxes than {rows[0].labels}, {other!r} for one: rows can "
+                "be compared only if they are labels of the same annotations"
+            )
+        if len(common) < max(len(found), len(boxes)):
+            print_log(
+                f"{row.labels} has {len(found)} boxes and {rows[0].labels} has {len(boxes)}: what "
+                "a detector keeps is then a matter of boxes too",
+                logger="current",
+                level=logging.WARNING,
+            )
         used = {ann["image_id"] for ann in coco["annotations"]}
         # Their order decides, with the seed, when each is seen.
         images = [(i["id"], i.get("file_name"), i["id"] in used) for i in coco["images"]]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,10 +9,17 @@ from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.hub import get_config
+from PIL import Image
 
 from mal_mmdet.apis import check_labels, use_labels
 from mal_mmdet.apis.label_swap import innermost_dataset, set_num_classes
-from mal_mmdet.labeling import mask_to_polygons, read_coco, segmentation_to_mask, write_json
+from mal_mmdet.labeling import (
+    mask_to_polygons,
+    read_coco,
+    segmentation_to_mask,
+    write_boxes_only,
+    write_json,
+)
 from tests.conftest import ROOT
 from tests.test_tools import run
 
@@ -206,10 +214,18 @@ def test_validation_on_other_classes_is_left_out(demo, capsys):
     assert "without validation" in said and "other classes" in said and "--val-labels" in said
 
 
-def test_a_data_set_with_its_own_classes_keeps_its_type(demo, edited):
+def lvis(coco):
+    """Turns the demo's labels to such as LVIS has."""
+    named(*DATASETS.get("LVISV1Dataset").METAINFO["classes"])(coco)
+    for image in coco["images"]:
+        name = image.pop("file_name")
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{name}"
+
+
+def test_a_data_set_with_its_own_classes_keeps_its_type(demo, edited, tmp_path):
     config = "lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py"
-    classes = DATASETS.get("LVISV1Dataset").METAINFO["classes"]
-    cfg = swapped(demo, config, edited(named(*classes)))
+    (tmp_path / "train2017").symlink_to(demo / "train")
+    cfg = swapped(demo, config, edited(lvis), img_dir=tmp_path)
     dataset = innermost_dataset(cfg.train_dataloader.dataset)
     assert dataset.type == "LVISV1Dataset" and "metainfo" not in dataset
     dataset = innermost_dataset(swapped(demo, config).train_dataloader.dataset)
@@ -242,12 +258,12 @@ def test_labels_and_images_that_do_not_belong_together(demo, edited):
     with pytest.raises(ValueError, match=r"looked for data/coco/train2017/00001.jpg.*'train2017/'"):
         swapped(demo, img_dir=None)
 
-    def lvis(coco):
+    def by_address(coco):
         for image in coco["images"]:
             image["coco_url"] = image.pop("file_name")
 
     with pytest.raises(ValueError, match="no 'file_name', which CocoDataset needs"):
-        swapped(demo, labels=edited(lvis))
+        swapped(demo, labels=edited(by_address))
     with pytest.raises(ValueError, match="'width' of its image 1 is None"):
         swapped(demo, labels=edited(lambda coco: coco["images"][0].pop("width")))
 
@@ -338,6 +354,7 @@ def with_labels(demo, config, labels):
         data_prefix=dict(img="train/"),
         metainfo=dict(classes=classes),
     )
+    set_num_classes(cfg.model, len(classes))
     return cfg
 
 
@@ -366,11 +383,79 @@ def test_configs_that_name_their_labels_are_checked(demo, polygons, edited, tmp_
         ValueError, match=r"1 of the config's 7 classes .*'crescent' .*--train-labels"
     ):
         check_labels(cfg)
-    cfg.train_dataloader.dataset.metainfo = dict(classes=("star", "moon"))  # a part of the file's
-    check_labels(cfg)
-    cfg.train_dataloader.dataset.metainfo = dict(classes=("moon", "star"))
+    names = [category["name"] for category in read_coco(renamed)["categories"]]
+    cfg.train_dataloader.dataset.metainfo = dict(classes=names[:5])
+    with pytest.raises(ValueError, match=r"2 categories of .* are no classes of .*'arrow'"):
+        check_labels(cfg)
+    cfg.train_dataloader.dataset.metainfo = dict(classes=names[::-1])
     with pytest.raises(ValueError, match=r"another order: categories\[0\] is 'star' instead"):
         check_labels(cfg)
+    cfg.train_dataloader.dataset.metainfo = dict(classes=names)
+    check_labels(cfg)
+    cfg.model.roi_head.mask_head.num_classes = 80
+    with pytest.raises(ValueError, match=r"roi_head.mask_head.num_classes is 80, but .* 7 classes"):
+        check_labels(cfg)
+
+
+def test_semantic_maps_that_are_not_there(demo, tmp_path):
+    cfg = with_labels(demo, "htc/htc_r50_fpn_1x_coco.py", "instances_train.json")
+    with pytest.raises(ValueError, match="learns from semantic maps"):
+        check_labels(cfg)
+
+
+def test_images_of_another_size_or_some_that_are_missing(demo, tmp_path):
+    (tmp_path / "small").mkdir()
+    for path in (demo / "train").iterdir():
+        Image.open(path).resize((160, 160)).save(tmp_path / "small" / path.name)
+    with pytest.raises(ValueError, match=r"160×160 pixels, but 320×320 in .*do not belong togeth"):
+        swapped(demo, img_dir=tmp_path / "small")
+    (tmp_path / "some").mkdir()
+    first = read_coco(demo / "instances_train.json")["images"][0]["file_name"]
+    shutil.copy(demo / "train" / first, tmp_path / "some")
+    with pytest.raises(ValueError, match=r"7 of the first 8 images .* were not found"):
+        swapped(demo, img_dir=tmp_path / "some")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(image_id=99), "annotations.1. has the image_id 99"),
+        (dict(category_id=[]), r"annotations.1. has the category_id \[\]"),
+        (dict(bbox=[1, 2, 3]), "annotations.1. has the bbox"),
+        (dict(area=None), "annotations.1. has the area None.*tools/generate_labels.py writes"),
+        (dict(segmentation=[]), "annotations.1. of .* has no mask.*--only-missing"),
+    ],
+)
+def test_an_annotation_at_which_a_training_would_fail(demo, edited, change, words):
+    labels = edited(lambda coco: coco["annotations"][1].update(change))
+    with pytest.raises(ValueError, match=words):
+        swapped(demo, labels=labels)
+
+
+def test_a_file_of_crowds(demo, edited):
+    def crowds(coco):
+        for ann in coco["annotations"]:
+            ann["iscrowd"] = 1
+
+    with pytest.raises(ValueError, match=r"all annotations of .* are crowds"):
+        swapped(demo, labels=edited(crowds))
+
+
+def test_detectors_of_boxes_need_no_masks(demo, tmp_path):
+    files = dict(labels=demo / "boxes_train.json", val_labels=tmp_path / "boxes_val.json")
+    write_boxes_only(demo / "instances_val.json", files["val_labels"])
+    cfg = swapped(demo, "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", **files)
+    assert cfg.val_evaluator.ann_file == str(files["val_labels"])
+
+
+def test_images_of_lvis_are_looked_for_by_their_address(demo, edited, tmp_path):
+    config = "lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py"
+    labels = edited(lvis)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/train2017").symlink_to(demo / "train")
+    swapped(demo, config, labels, img_dir=tmp_path / "root")
+    with pytest.raises(ValueError, match=r"looked for .*/train/train2017/00001.jpg"):
+        swapped(demo, config, labels)
 
 
 def test_labels_that_cannot_be_looked_at_or_are_not_there_yet(demo, edited, tmp_path):

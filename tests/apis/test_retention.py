@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import runpy
 
 import cv2
 import numpy as np
@@ -102,6 +103,53 @@ def test_rows_are_trained_measured_and_not_trained_again(files, monkeypatch):
     write_json(rows[1].labels, labels)
     with pytest.raises(ValueError, match="seed0 holds a run of another config"):
         measure_retention(rows, val, out, seeds=1, **options)
+
+
+def test_other_boxes_are_no_comparison_and_fewer_are_told(files, monkeypatch, caplog):
+    rows, val, out, options = files
+    monkeypatch.setattr(retention, "run_once", lambda run: 1 / 0)
+    labels = read_coco(rows[1].labels)
+    kept = {ann["image_id"]: ann for ann in labels["annotations"]}.values()
+    write_json(rows[1].labels, labels | dict(annotations=[*kept]))
+    said = []
+    monkeypatch.setattr(retention, "print_log", lambda text, **kwargs: said.append(text))
+    with pytest.raises(ZeroDivisionError):
+        measure_retention(rows, val, out, seeds=1, **options)
+    assert len(said) == 1 and f"mal.json has {len(kept)} boxes and" in said[0]
+    labels["annotations"][0]["bbox"][2] += 1
+    write_json(rows[1].labels, labels)
+    with pytest.raises(ValueError, match=r"mal.json has other boxes than .*instances_train.json"):
+        measure_retention(rows, val, out, seeds=1, **options)
+
+
+def test_the_tool_assembles_the_rows(files, monkeypatch, capsys):
+    rows, val, out, options = files
+    human, mal, boxes = rows
+    seen = []
+
+    def measure(*args, **kwargs):
+        seen.append((args, kwargs))
+        out.mkdir(exist_ok=True)
+        (out / "retention.md").write_text("| a |\n| --- |\n| b |\n")
+
+    monkeypatch.setattr("mal_mmdet.apis.measure_retention", measure)
+    arguments = [MASK_RCNN, "--human", human.labels, "--mal", mal.labels, "--val", val, "--boxes"]
+    arguments += ["--row", "Faster R-CNN", FASTER_RCNN, boxes.labels, "--seeds", 2]
+    arguments += ["--img-dir", options["img_dir"], "--work-dir", out]
+    monkeypatch.setattr("sys.argv", ["retention.py", *map(str, arguments)])
+    runpy.run_path(str(ROOT / "tools/retention.py"), run_name="__main__")
+    (((found, found_val, work_dir), found_options),) = seen
+    filled = out / "instances_filled_boxes.json"
+    assert [(row.name, row.config, str(row.labels)) for row in found] == [
+        ("human masks", MASK_RCNN, str(human.labels)),
+        ("MAL", MASK_RCNN, str(mal.labels)),
+        ("filled boxes", MASK_RCNN, str(filled)),
+        ("Faster R-CNN", FASTER_RCNN, str(boxes.labels)),
+    ]
+    assert len(read_coco(filled)["annotations"]) == len(read_coco(mal.labels)["annotations"])
+    assert (found_val, work_dir) == (str(val), out)
+    assert found_options["seeds"] == 2 and found_options["img_dir"] == str(options["img_dir"])
+    assert "retention.png" in capsys.readouterr().out
 
 
 def test_each_seed_is_a_training_of_its_own(files, monkeypatch):
