@@ -253,6 +253,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--dtype", default="float32", help="to predict in (default: %(default)s)")
     parser.add_argument("--no-reference", action="store_true", help="leave the plain one out")
+    parser.add_argument("--out", help="JSON file for the figures")
     return parser.parse_args()
 
 
@@ -294,6 +295,10 @@ def main() -> None:
         console.print(f"ratio: {medians[1]['in all'] / medians[0]['in all']:.2f}")
     reached, peak = teraflops(runner.model, medians[0]["network"])
     console.print(f"network: {reached:.3g} of {peak:.3g} TFLOP/s, {reached / peak:.0%}")
+    if args.out:
+        seconds = dict(zip(("labeling", "plain"), medians))
+        figures = dict(boxes=number, network_tflops=reached, peak_tflops=peak)
+        write_json(args.out, figures | dict(seconds_per_box=seconds), 1)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def main() -> None:
     rows = [benchmark(*s, args.runs) for s in track(settings, "measuring", "rows")]
     title = f"mean field, 100 steps, {torch.get_num_threads()} threads"
     names = ["crops", "size", "ζ", "plain", "mean_field", "ratio"]
-    names += ["equal pixels", "in boxes", "without 1e-6", "and in float64"]
+    names += ["equal", "in boxes", "no 1e-6", "float64"]
     table = Table(*names, title=title)
     for row in rows:
         table.add_row(
@@ -163,7 +163,7 @@ def main() -> None:
             f"{row['plain_ms']:.0f} ms",
             f"{row['mean_field_ms']:.1f} ms",
             f"{row['ratio']:.1f}",
-            *(f"{value:.3%}" for key, value in row.items() if key.startswith("equal")),
+            *(f"{value:.2%}" for key, value in row.items() if key.startswith("equal")),
         )
     Console().print(table)
     figures = dict(threads=torch.get_num_threads(), rows=rows)
