@@ -62,6 +62,10 @@ def kill_process():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def fail():
+    raise RuntimeError("an error of this rank")
+
+
 def kill_worker():
     os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     time.sleep(60)
@@ -195,6 +199,12 @@ def test_killed_then_on_a_full_disk_then_resumed(demo, tmp_path, undisturbed):
     folder, whole = tmp_path / "work", tmp_path / "work/epoch_1.pth"
     before = whole.read_bytes()
     (folder / ".epoch_2.pth.x7").write_bytes(b"half")  # what it was writing
+    stopped = copy.deepcopy(cfg)
+    stopped.custom_hooks[-1].fault = "signal_process"
+    assert train(stopped, tmp_path / "stopped.txt", limit=len(before) // 2) == 1
+    text = (tmp_path / "stopped.txt").read_text()
+    assert re.search(rf"File too large.*{INTERRUPTED} cannot be written.*--resume", text)
+    assert [path.name for path in folder.glob("*.pth")] == ["epoch_1.pth"]
     cfg.custom_hooks.pop()
     assert train(cfg, tmp_path / "full.txt", limit=len(before) // 2) == 1
     text = (tmp_path / "full.txt").read_text()
@@ -339,10 +349,12 @@ def test_ranks_stop_after_the_same_iteration(two_ranks, tmp_path, sharded):
         assert_same(undisturbed["state_dict"], found)
 
 
-def test_a_rank_that_dies_ends_the_other(two_ranks, tmp_path):
+@pytest.mark.parametrize("fault, code", [("kill_process", -signal.SIGKILL), ("fail", 1)])
+def test_a_rank_that_dies_ends_the_other(two_ranks, tmp_path, fault, code):
     cfg = copy.deepcopy(two_ranks[0])
     cfg.work_dir = str(tmp_path / "work")
-    cfg.custom_hooks.append(dict(type="FaultHook", fault="kill_process", rank=1))
+    cfg.custom_hooks.append(dict(type="FaultHook", fault=fault, rank=1))
     codes, outputs = ranks(cfg, tmp_path)
-    assert codes == [1, -signal.SIGKILL], outputs
+    assert codes == [1, code], outputs
+    assert (fault == "fail") == ("RuntimeError: an error of this rank" in outputs[1])
     assert re.search("Connection (reset|closed) by peer", outputs[0])

@@ -165,13 +165,13 @@ def test_images_without_boxes_keep_their_place(infer, photo, demo):
 
 def test_batches_hold_so_many_boxes(infer, photo, monkeypatch):
     sizes = []
-    forward = infer.model.student.forward
+    predict = infer.model.student.predict
 
     def spy(crops, areas):
         sizes.append(len(crops))
-        return forward(crops, areas)
+        return predict(crops, areas)
 
-    monkeypatch.setattr(infer.model.student, "forward", spy)
+    monkeypatch.setattr(infer.model.student, "predict", spy)
     boxes = [[BOX] * count for count in (1, 2, 5, 1, 1)]
     infer([photo] * 5, boxes)  # each pass once more, mirrored
     assert sizes[::2] == [1, 2, 2, 2, 1, 2]

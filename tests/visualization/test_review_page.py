@@ -81,20 +81,22 @@ def test_thumbnails_lie_in_that_order_and_images_are_read_once(files, monkeypatc
     qualities = rng.permutation(number) / number
     args = files(*(ann(i, image_id=1 + i % 2, quality=q) for i, q in enumerate(qualities)))
     read = []
-    imread = cv2.imread
-    monkeypatch.setattr(cv2, "imread", lambda path: read.append(path) or imread(path))
+    read_image = review_page.read_image
+    monkeypatch.setattr(
+        review_page, "read_image", lambda path: read.append(str(path)) or read_image(path)
+    )
     write_review_page(*args, size=SIZE)
     assert sorted(read) == [str(args[1] / "1.png"), str(args[1] / "2.png")]
     sheets = sorted((args[2] / "sprites").iterdir())
     assert [path.name for path in sheets] == [f"{i:05d}.jpg" for i in range(3)]
     side = 8 * SIZE
     for slot, i in enumerate(np.argsort(qualities)):
-        sheet = imread(str(sheets[slot // 64]))
+        sheet = cv2.imread(str(sheets[slot // 64]))
         assert sheet.shape == (side, side, 3)
         top, left = (slot % 64) // 8 * SIZE, slot % 8 * SIZE
         grey = sheet[top + 3, left + 3]
         assert abs(grey.astype(int) - GREYS[1 + i % 2]).max() < 8, slot
-    empty = imread(str(sheets[2]))[4 * SIZE :]
+    empty = cv2.imread(str(sheets[2]))[4 * SIZE :]
     assert empty.max() < 8
 
 
