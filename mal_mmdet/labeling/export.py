@@ -21,6 +21,7 @@ from mal_mmdet.progress import track
 from .coco_file import find_broken_images, find_problems, image_file, write_text
 from .polygons import join_parts, mask_problem, mask_to_polygons, segmentation_to_mask
 
+LONGEST_NAME = 200  # of a file, in characters; most file systems take 255 bytes
 Files = Iterator[tuple[str, str]]  # name relative to the output folder, content
 
 
@@ -143,9 +144,19 @@ def check_labels(coco: dict[str, Any]) -> None:
     """Checks that a COCO file can be exported.
 
     Raises:
-        ValueError: As :func:`check_masks`, or two images would share a file.
+        ValueError: As :func:`check_masks`, a name cannot be written, or two images would share a
+            file.
     """
     check_masks(coco)
+    for name in (str(category["name"]) for category in coco["categories"]):
+        if not _is_unicode(name):
+            raise ValueError(f"the category {name!r:.60} is no text that a file can hold")
+    for name in map(image_file, coco["images"]):
+        if not _is_unicode(name) or "\0" in name or not 0 < len(Path(name).name) <= LONGEST_NAME:
+            raise ValueError(
+                f"the image {name!r:.60} has no name for a file of labels: expected one of 1 to "
+                f"{LONGEST_NAME} characters"
+            )
     stems: dict[str, str] = {}
     for image in coco["images"]:
         stem, name = _stem(image), image_file(image)
@@ -155,6 +166,11 @@ def check_labels(coco: dict[str, Any]) -> None:
                 "share one file of labels; rename one of them"
             )
         stems[stem] = name
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold a text; JSON may have halves of a character in it."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def export_labels(format_name: str, coco: dict[str, Any], out_dir: str | Path) -> int:

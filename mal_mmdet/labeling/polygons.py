@@ -69,8 +69,6 @@ def mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
 
 def mask_bbox(segmentation: list | dict, image: dict[str, Any]) -> list[float]:
     """The box [x, y, width, height] around a mask in which :func:`mask_problem` finds nothing."""
-    if isinstance(segmentation, list):
-        segmentation = _whole_polygons(segmentation)
     return mask_utils.toBbox(to_rle(segmentation, image["height"], image["width"])).tolist()
 
 
@@ -144,9 +142,15 @@ def join_parts(polygons: list[list[float]]) -> list[float]:
 
 
 def to_rle(segmentation: list | dict, height: int, width: int) -> dict:
-    """Any mask of COCO's format (polygons, RLE, compressed RLE) as compressed RLE."""
+    """Any mask of COCO's format (polygons, RLE, compressed RLE) as compressed RLE.
+
+    Args:
+        segmentation: In which :func:`mask_problem` finds nothing.
+        height, width: Of the image.
+    """
     if isinstance(segmentation, list):
-        return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
+        polygons = _whole_polygons(segmentation)
+        return mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))
     if isinstance(segmentation["counts"], list):
         return mask_utils.frPyObjects(segmentation, height, width)
     return segmentation

@@ -207,3 +207,13 @@ def test_a_box_that_is_empty_does_not_keep_its_mask_from_being_compared():
     data = truth(SPECS)
     data["annotations"][0]["bbox"] = [3, 3, 0, 5]
     assert evaluate_masks({}, data)["num"] == 3
+
+
+def test_parts_of_a_mask_that_are_no_polygons_are_skipped():
+    """As loaders do, wherever they stand."""
+    data = truth(SPECS)
+    polygon = [10, 10, 40, 10, 40, 40, 10, 40]
+    for odd in ([1, 2], [1, 2, 3, 4], []):
+        for order in ([odd, polygon], [polygon, odd]):
+            data["annotations"][0]["segmentation"] = order
+            assert evaluate_masks({100: [polygon]}, data)["miou"] == pytest.approx(1 / 3)

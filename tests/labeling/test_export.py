@@ -165,6 +165,11 @@ def test_cvat(tmp_path):
         ("images", dict(width=None), r"'width' of its image 7 is None"),
         ("images", dict(file_name="../x.jpg"), "has to lie below the folder"),
         ("images", dict(file_name="/x.jpg"), "has to lie below the folder"),
+        ("images", dict(file_name="n" * 300 + ".png"), "has no name for a file of labels"),
+        ("images", dict(file_name="."), "has no name for a file of labels"),
+        ("images", dict(file_name="a\0.png"), "has no name for a file of labels"),
+        ("images", dict(file_name="\ud800.png"), "has no name for a file of labels"),
+        ("categories", dict(name="\ud800"), "is no text that a file can hold"),
         ("images", dict(file_name="empty.png"), "'empty.png' and 'empty.jpg' differ in nothing"),
     ],
 )
@@ -174,3 +179,11 @@ def test_what_cannot_be_exported(tmp_path, format_name, part, change, words):
     with pytest.raises(ValueError, match=words):
         export_labels(format_name, coco, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_category_may_be_a_number(tmp_path):
+    coco = labels()
+    coco["categories"][0]["name"] = 5
+    export_labels("cvat", coco, tmp_path / "out")
+    text = "".join(path.read_text() for path in (tmp_path / "out").rglob("*.xml"))
+    assert 'label="5"' in text
