@@ -146,7 +146,8 @@ def to_rle(segmentation: list | dict, height: int, width: int) -> dict:
 
     Args:
         segmentation: In which :func:`mask_problem` finds nothing.
-        height, width: Of the image.
+        height: Of the image.
+        width: Likewise.
     """
     if isinstance(segmentation, list):
         polygons = _whole_polygons(segmentation)
