@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from mmdet.registry import MODELS
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader, Runner
@@ -131,6 +132,17 @@ def download(trained, demo, file, out, trust):
         CheckpointLoader.load_checkpoint("https://example.com/hostile.pth")
 
 
+def load_from_hub(trained, demo, file, out, trust):
+    def fetch(*args, filename, **kwargs):
+        if filename.endswith(".safetensors"):  # which the hub would have in its place
+            raise EntryNotFoundError("404")
+        return str(file)
+
+    with pytest.MonkeyPatch.context() as patch, trusting_checkpoints(bool(trust)):
+        patch.setattr("timm.models._hub.hf_hub_download", fetch)
+        CheckpointLoader.load_checkpoint("hf-hub:someone/vit")
+
+
 test_checkpoint.__test__ = False
 WAYS = [
     train_resumed,
@@ -142,6 +154,7 @@ WAYS = [
     initialise,
     initialise_encoder,
     download,
+    load_from_hub,
 ]
 
 

@@ -23,6 +23,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mal_mmdet.apis import latest_checkpoint, resume_latest, set_launcher, use_safe_checkpoints
+from mal_mmdet.datasets import box_crop_dataset
 from mal_mmdet.engine import INTERRUPTED, stop_signals
 from tests.conftest import ROOT, tiny_config
 from tests.test_distributed import FSDP
@@ -215,6 +216,25 @@ def test_killed_then_on_a_full_disk_then_resumed(demo, tmp_path, undisturbed):
     assert whole.read_bytes() == before and not list(folder.glob(".*"))
     cfg.default_hooks.checkpoint.max_keep_ckpts = 2
     assert_resumes_as_undisturbed(cfg, undisturbed)
+
+
+def test_a_read_that_fails_once_changes_nothing(demo, tmp_path, undisturbed, monkeypatch):
+    """Of every image, in both epochs or one; the second time all is well."""
+    get, failed = LocalBackend.get, set()
+
+    def fail_once(self, path):
+        if str(path).endswith(".jpg") and path not in failed:
+            failed.add(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return get(self, path)
+
+    monkeypatch.setattr(LocalBackend, "get", fail_once)
+    monkeypatch.setattr(box_crop_dataset, "RETRY_SECONDS", 0)
+    Runner.from_cfg(config(demo, tmp_path, log_level="WARNING")).train()
+    assert len(failed) == 8
+    found = load(tmp_path / "epoch_2.pth")
+    for key in ("state_dict", "optimizer"):
+        assert_same(undisturbed[key], found[key], key)
 
 
 @pytest.mark.parametrize("name", ["epoch_2.pth", "best_mask_miou_epoch_2.pth"])

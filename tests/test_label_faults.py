@@ -73,9 +73,9 @@ def kill_worker():
     time.sleep(60)
 
 
-def work(job, out, fault, in_merge, limit):
+def work(job, out, output, fault, in_merge, limit):
     """A labeling in a child, as tools/generate_labels.py --resume runs it."""
-    descriptor = os.open(f"{out}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
@@ -96,12 +96,14 @@ def work(job, out, fault, in_merge, limit):
         generate_labels(*job, out, resume=True)
 
 
-def label(job, out, fault=None, in_merge=False, limit=None):
-    child = SERVER.Process(target=work, args=(job, out, fault, in_merge, limit))
+def label(job, out, fault=None, in_merge=False, limit=None, output=None):
+    """Returns the exit code and what was printed, in a file beside ``out`` or in ``output``."""
+    output = output or out.with_name(f"{out.name}.txt")
+    child = SERVER.Process(target=work, args=(job, out, output, fault, in_merge, limit))
     child.start()
     child.join(120)
     child.kill()  # one that hangs
-    return child.exitcode, out.with_name(f"{out.name}.txt").read_text()
+    return child.exitcode, output.read_text()
 
 
 def with_workers(job):

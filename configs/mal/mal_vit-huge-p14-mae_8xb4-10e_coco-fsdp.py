@@ -6,5 +6,4 @@ runner_type = 'FlexibleRunner'
 strategy = dict(
     type='ResumableFSDPStrategy',
     model_wrapper=dict(auto_wrap_policy='shard_networks_by_layer'),
-    activation_checkpointing=dict(check_fn='is_vit_layer'),
-    state_dict_cfg='full')  # checkpoints as without FSDP, for labeling
+    activation_checkpointing=dict(check_fn='is_vit_layer'))

@@ -22,34 +22,44 @@ from .safe_checkpoint_hook import whole_checkpoint
 class ResumableFSDPStrategy(FSDPStrategy):
     """MMEngine's FSDP, able to resume with today's PyTorch and to run without a GPU.
 
-    Its checkpoints appear under their name when they are whole.
+    Its checkpoints are those of a training without FSDP, gathered on the main process, and appear
+    under their name when they are whole.
 
     Args:
         model_wrapper: Config of the wrapper, as MMEngine's.
-        **kwargs: As MMEngine's.
+        kwargs: As MMEngine's, without ``state_dict_cfg``.
+
+    Raises:
+        ValueError: There is one. A file for each rank is nothing that labeling, or another number
+            of ranks, could load, and its tensors need a pickle that :func:`load_safely` refuses.
     """
 
     def __init__(self, *, model_wrapper: dict | None = None, **kwargs: Any) -> None:
+        if "state_dict_cfg" in kwargs:
+            raise ValueError(
+                f"state_dict_cfg is {kwargs['state_dict_cfg']!r}: checkpoints are always whole "
+                "('full') here; remove it from the strategy"
+            )
         without_gpu = get_device() == "cpu"
         if without_gpu:
             model_wrapper = dict(model_wrapper or {}, device_id="cpu")
-        super().__init__(model_wrapper=model_wrapper, **kwargs)
+        super().__init__(model_wrapper=model_wrapper, state_dict_cfg="full", **kwargs)
         if without_gpu:
             # PyTorch would free the tensors that it moves to where they already are, and crash.
             self.state_dict_config.offload_to_cpu = False
             self.optim_state_dict_config.offload_to_cpu = False
 
     def save_checkpoint(self, filename: str, **kwargs: Any) -> None:
-        """Saves under a temporary name and renames; what is sharded has a file for each rank.
+        """Saves under a temporary name and renames, on the main process.
 
         Args:
             filename: Checkpoint.
             kwargs: As MMEngine's.
         """
-        if self._is_full_state_dict() and is_main_process():
+        if is_main_process():
             with whole_checkpoint(filename) as temporary:
                 super().save_checkpoint(temporary, **kwargs)
-        else:
+        else:  # has its part in gathering the weights
             super().save_checkpoint(filename, **kwargs)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:

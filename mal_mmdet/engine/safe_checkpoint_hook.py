@@ -39,8 +39,8 @@ def whole_checkpoint(path: str | Path) -> Iterator[str]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{error}: {path} cannot be written. The checkpoints before it stay; mend that, or "
-            "make room, then go on with --resume",
+            f"{error.strerror or error}: {path} cannot be written. The checkpoints before it "
+            "stay; mend that, or make room, then go on with --resume",
         ) from error
 
 
@@ -164,7 +164,7 @@ class SafeCheckpointHook(CheckpointHook):
             super()._save_checkpoint_with_step(runner, step, meta)
         if is_main_process():
             interrupted = Path(self.out_dir, INTERRUPTED)
-            if interrupted.is_dir():  # FSDP with a file for each rank
+            if interrupted.is_dir():  # of another strategy, DeepSpeed
                 shutil.rmtree(interrupted)
             else:
                 interrupted.unlink(missing_ok=True)

@@ -15,6 +15,8 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+from mal_mmdet.checkpoints import guard
+
 # From the key layout that MAE, DeiT, MoCo v3 and timm share to that of mmpretrain's ViT.
 VIT_RENAMES = (
     (r"(^|\.)patch_embed\.proj\.", r"\1patch_embed.projection."),
@@ -168,8 +170,10 @@ class PretrainedEncoder:
 
 
 @CheckpointLoader.register_scheme(prefixes="hf-hub:")
+@guard
 def load_from_hf(filename: str, map_location: str | None = None) -> dict[str, Tensor]:
     """Loads ``hf-hub:NAME``, a model that timm keeps on the Hugging Face hub."""
     from timm.models import load_state_dict_from_hf
 
-    return load_state_dict_from_hf(filename.removeprefix("hf-hub:"), weights_only=True)
+    # timm's own safety has to be off for a checkpoint that is trusted; others are guarded.
+    return load_state_dict_from_hf(filename.removeprefix("hf-hub:"), weights_only=False)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is sharded; tests/test_distributed.py trains with it."""
 
+import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import FUNCTIONS
 
+from mal_mmdet.engine import ResumableFSDPStrategy
 from tests.conftest import ROOT
 
 PLAIN = ROOT / "configs/mal/mal_vit-huge-p14-mae_8xb4-10e_coco.py"
@@ -26,3 +28,9 @@ def test_config_shards_both_networks_alike_and_changes_nothing_else():
     assert {name for name, module in modules.items() if check(module)} == units - {*networks}
     assert cfg.pop("runner_type") == "FlexibleRunner" and cfg.pop("strategy")
     assert cfg.to_dict() == Config.fromfile(PLAIN).to_dict()
+
+
+@pytest.mark.parametrize("cfg", ["local", "full", dict(state_dict_type="SHARDED_STATE_DICT")])
+def test_checkpoints_are_not_sharded(cfg):
+    with pytest.raises(ValueError, match=r"state_dict_cfg is .*: checkpoints are always whole"):
+        ResumableFSDPStrategy(state_dict_cfg=cfg)

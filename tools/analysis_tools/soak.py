@@ -3,8 +3,9 @@
 """Trains, or labels, for a given time and says what grows: memory, file descriptors, /dev/shm.
 
 Growth after the warm-up is the slope of a line through the means of 20 spans of time, with its 95 %
-interval. Labeling has a file with every box of the config's test data many times over, and
-every copy has to get the labels that a run over a few copies gives.
+interval. The results have to be those of a short run: a new process that resumes from the last
+checkpoint but one has to get the weights of the last; labeling has a file with every box of the
+config's test data many times over, and every copy has to get the labels that a run over one gives.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import psutil
+import torch
+from mmengine.runner import CheckpointLoader
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -105,12 +108,37 @@ def growth(times: np.ndarray, values: np.ndarray) -> dict[str, float]:
     return dict(mean=float(values.mean()), per_hour=float(slope), plus_minus=float(half))
 
 
-def training(args: argparse.Namespace) -> list:
-    """The command of a training without end, with data-loader workers."""
-    options = ["train_cfg.max_epochs=1000000", "train_dataloader.num_workers=2"]
-    options += ["train_dataloader.persistent_workers=True"]
-    command = [sys.executable, ROOT / "tools/train.py", args.config]
-    return [*command, "--work-dir", args.work_dir, "--cfg-options", *options]
+def training(config: str, work_dir: Path, epochs: int = 1_000_000, workers: int = 2) -> list:
+    """The command of a training, by default without end and with data-loader workers."""
+    command = [sys.executable, ROOT / "tools/train.py", config, "--work-dir", work_dir]
+    options = [f"train_cfg.max_epochs={epochs}", f"train_dataloader.num_workers={workers}"]
+    options += [f"train_dataloader.persistent_workers={workers > 0}"]
+    return [*command, "--cfg-options", *options]
+
+
+def retrain(config: str, soaked: Path, again: Path) -> dict[str, int]:
+    """Trains the last whole epoch of a soak once more, and counts the weights that differ.
+
+    Args:
+        soaked: Folder with the checkpoints ``epoch_*.pth`` of the last epochs.
+        again: Folder for the new ones.
+
+    Raises:
+        FileNotFoundError: There are not two of them.
+    """
+    epochs = sorted(int(path.stem.removeprefix("epoch_")) for path in soaked.glob("epoch_*.pth"))
+    if len(epochs) < 2:
+        raise FileNotFoundError(f"{soaked} has checkpoints of the epochs {epochs}, two are needed")
+    before, last = epochs[-2:]
+    command = training(config, again, epochs=last, workers=0)
+    command += ["--resume", soaked / f"epoch_{before}.pth"]
+    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+    weights, expected = (
+        CheckpointLoader.load_checkpoint(str(folder / f"epoch_{last}.pth"))["state_dict"]
+        for folder in (again, soaked)
+    )
+    different = sum(not torch.equal(weights[name], expected[name]) for name in expected)
+    return dict(epoch=last, tensors=len(expected), different=different)
 
 
 def label_command(args: argparse.Namespace, boxes: Path, images: str, out: Path) -> list:
@@ -203,7 +231,7 @@ def main() -> None:
     args = parse_args()
     args.work_dir.mkdir(parents=True)
     if args.task == "train":
-        command, files = training(args), {}
+        command, files = training(args.config, args.work_dir), {}
     else:
         command, files = labeling(args)
     samples, code = watch(command, args.minutes * 60, args.interval, args.work_dir / "output.txt")
@@ -211,9 +239,13 @@ def main() -> None:
     times = np.array([s["time"] for s in warm])
     fits = {name: growth(times, np.array([s[name] for s in warm])) for name in SERIES}
     result = dict(task=args.task, minutes=args.minutes, warm_up=args.warm_up, exit_code=code)
-    result |= dict(growth=fits) | (compare(files) if files else {})
-    write_json(args.work_dir / "soak.json", result | dict(samples=samples), indent=1)
     draw(samples, args.warm_up, args.work_dir / "soak.png")
+    write_json(args.work_dir / "soak.json", dict(result, growth=fits, samples=samples), indent=1)
+    if args.task == "train":
+        result |= retrain(args.config, args.work_dir, args.work_dir / "again")
+    else:
+        result |= compare(files)
+    write_json(args.work_dir / "soak.json", dict(result, growth=fits, samples=samples), indent=1)
     table = Table("", "mean", "growth an hour", "± (95 %)")
     for name, unit in SERIES.items():
         fit = fits[name]
@@ -221,7 +253,7 @@ def main() -> None:
             f"{name} {unit}", *(f"{fit[key]:.2f}" for key in ("mean", "per_hour", "plus_minus"))
         )
     Console().print(table)
-    print({key: value for key, value in result.items() if key != "growth"})
+    print(result)
 
 
 if __name__ == "__main__":
