@@ -58,6 +58,12 @@ def use_labels(
     classes = tuple(category["name"] for category in coco["categories"])
     if cfg.get("train_dataloader") is None or cfg.get("model") is None:
         raise ValueError("the config has no model or no train_dataloader: it trains no detector")
+    if "source_ratio" in (cfg.train_dataloader.get("sampler") or {}):
+        raise ValueError(
+            f"the config's sampler is a {cfg.train_dataloader.sampler.type}, which mixes several "
+            "data sets, as semi-supervised trainings need; one label file takes the place of all: "
+            "take the config of a supervised detector"
+        )
     dataset = innermost_dataset(cfg.train_dataloader.dataset)
     _swap(dataset, train_labels, classes, data_root, img_dir)
     _check_images(dataset, train_labels, coco, _folder_advice(dataset, "--img-dir"))
@@ -152,14 +158,16 @@ def _check_heads(model: ConfigDict, classes: tuple[str, ...], labels: str | Path
 def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
     """The data set that reads a COCO file, inside of whatever repeats, mixes or balances it.
 
-    Of a ``ConcatDataset`` only the first part is left, since one file takes the place of all.
+    Of a ``ConcatDataset`` only one part is left, since one file takes the place of all: the first
+    that reads COCO's instances.
 
     Raises:
         ValueError: It reads something else than COCO's instances.
     """
     while "dataset" in dataset or "datasets" in dataset:
         if "datasets" in dataset:
-            dataset.datasets = dataset.datasets[:1]
+            readable = [part for part in dataset.datasets if _reads_instances(part)]
+            dataset.datasets = (readable or dataset.datasets)[:1]
             dataset = dataset.datasets[0]
         else:
             dataset = dataset.dataset
@@ -176,6 +184,14 @@ def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
             "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py"
         )
     return dataset
+
+
+def _reads_instances(dataset: ConfigDict) -> bool:
+    try:
+        innermost_dataset(copy.deepcopy(dataset))
+    except ValueError:
+        return False
+    return True
 
 
 def set_num_classes(model: ConfigDict, count: int) -> None:

@@ -275,7 +275,7 @@ def _check_images(rows: Sequence[Row]) -> None:
 
 
 def _check_truth(val_labels: str | Path) -> None:
-    """What COCO's evaluators need of every annotation."""
+    """Has what COCO's evaluators need of every annotation, drawn by people."""
     for ann in read_coco(val_labels)["annotations"]:
         missing = [key for key in ("bbox", "area", "iscrowd") if key not in ann]
         missing += [] if ann.get("segmentation") else ["segmentation"]
@@ -283,6 +283,12 @@ def _check_truth(val_labels: str | Path) -> None:
             raise ValueError(
                 f"annotation {ann['id']} of {val_labels} has no {missing[0]!r}, which COCO's AP "
                 "needs; expected a COCO file in which people have drawn every mask"
+            )
+        if ann.get("source") == "mal":
+            raise ValueError(
+                f"annotation {ann['id']} of {val_labels} is a mask of MAL's (source is 'mal'), and "
+                "would agree with MAL's mistakes; expected a COCO file in which people have drawn "
+                "every mask"
             )
 
 

@@ -28,6 +28,7 @@ RTMDET = "rtmdet/rtmdet-ins_tiny_8xb32-300e_coco.py"
 COPY_PASTE = (
     "simple_copy_paste/mask-rcnn_r50_fpn_rpn-2conv_4conv1fc_syncbn-all_32xb2-ssj-scp-90k_coco.py"
 )
+SOFT_TEACHER = "soft_teacher/soft-teacher_faster-rcnn_r50-caffe_fpn_180k_semi-0.1-coco.py"
 # Stock config → number of places in its model that tell its classes apart.
 DETECTORS = {
     MASK_RCNN: 2,
@@ -162,6 +163,19 @@ def test_the_other_parts_of_a_concatenation_are_left_out(demo):
     cfg.train_dataloader.dataset = ConfigDict(type="RepeatDataset", times=3, dataset=concat)
     swapped(demo, cfg)
     assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 3 * 8
+
+
+def test_the_part_of_a_concatenation_that_reads_coco_is_replaced(demo):
+    cfg = stock(MASK_RCNN)
+    leaf = cfg.train_dataloader.dataset
+    voc = dict(type="VOCDataset", data_root="voc/", ann_file="train.txt", pipeline=[])
+    inner = dict(type="RepeatDataset", times=2, dataset=leaf)
+    cfg.train_dataloader.dataset = ConfigDict(type="ConcatDataset", datasets=[voc, inner])
+    swapped(demo, cfg)
+    assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 2 * 8
+    cfg.train_dataloader.dataset = ConfigDict(type="ConcatDataset", datasets=[voc, voc])
+    with pytest.raises(ValueError, match="data set is a VOCDataset; a label file needs one"):
+        swapped(demo, cfg)
 
 
 def test_data_root_keeps_the_configs_folders(demo, tmp_path):
@@ -307,6 +321,7 @@ def test_label_files_without_anything_to_learn(demo, edited, tmp_path):
     [
         ("mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py", "instances alone: take"),
         ("mask2former_vis/mask2former_r50_8xb2-8e_youtubevis2019.py", "a YouTubeVISDataset; a lab"),
+        (SOFT_TEACHER, "sampler is a GroupMultiSourceSampler, which mixes several"),
         ("htc/htc_r50_fpn_1x_coco.py", "no folder data/coco/stuffthingmaps/.*htc-without-semantic"),
     ],
 )

@@ -222,6 +222,11 @@ def test_unequal_comparisons_are_refused_before_any_training(files, monkeypatch)
     write_json(out.parent / "val.json", truth)
     with pytest.raises(ValueError, match=r"annotation .* of .*val.json has no 'iscrowd'"):
         measure_retention(rows[:1], out.parent / "val.json", out, **options)
+    truth = read_coco(val)
+    truth["annotations"][3]["source"] = "mal"
+    write_json(out.parent / "val.json", truth)
+    with pytest.raises(ValueError, match=r"annotation .* of .*val.json is a mask of MAL's"):
+        measure_retention(rows[:1], out.parent / "val.json", out, **options)
     metric = dict(type="CocoOccludedSeparatedMetric", ann_file="x", metric=["segm"])
     with pytest.raises(ValueError, match="tested by CocoOccludedSeparatedMetric"):
         replaced = OPTIONS | {"test_evaluator": metric}
