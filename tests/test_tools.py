@@ -4,6 +4,7 @@
 Importing everything takes longer than most of what they do here.
 """
 
+import importlib
 import io
 import json
 import os
@@ -619,7 +620,32 @@ def test_benchmark_mean_field(tmp_path):
     assert row["equal_without_epsilon"] > 0.99 and row["equal_without_epsilon_float64"] > 0.99
 
 
-@pytest.mark.parametrize("how", [(), ("--channels-last",)])
+def test_the_baseline_of_the_step_finds_the_same_losses(trained, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools/analysis_tools")
+    benchmark = importlib.import_module("benchmark_training")
+    cfg = Config.fromfile(trained[0])
+    cfg.model.crf_loss.num_steps = 3  # after more, the baseline's 1e-6 may decide
+    cfg.model.mil_loss.warmup_iters = cfg.model.crf_loss.warmup_iters = 0
+    found = []
+    for stated in (False, True):
+        torch.manual_seed(0)
+        trainer = benchmark.Trainer(cfg, stated)
+        forward = trainer.model.loss
+
+        def note(*args, forward=forward):
+            found.append(forward(*args))
+            return found[-1]
+
+        trainer.model.loss = note
+        trainer.step()
+    torch.testing.assert_close(*found)
+    assert min(found[0].values()) > 0.01
+    assert any(p.grad is None and p.requires_grad for p in trainer.model.teacher.parameters())
+    with pytest.raises(ValueError, match="use --no-baseline"):
+        benchmark.stated_mean_field(*[None] * 3, zeta=0.1, omega=2.0, kernel_size=3, num_steps=1)
+
+
+@pytest.mark.parametrize("how", [(), ("--channels-last",), ("--no-baseline",)])
 def test_benchmark_training(trained, tmp_path, how):
     options = ["--steps", 2, "--data", 2, "--out", tmp_path / "out.json", *how]
     run("tools/analysis_tools/benchmark_training.py", trained[0], *options)
@@ -627,6 +653,10 @@ def test_benchmark_training(trained, tmp_path, how):
     parts = ("student, forward", "teacher, forward", "student, backward", "CRF loss, forward")
     assert all(0 < figures[part] < figures["step"] for part in parts) and figures["data"] > 0
     assert 0 < figures["outside the networks"] < 1
+    assert figures["floor"] > 0 and ("as stated" in figures) == ("--no-baseline" not in how)
+    if "as stated" in figures:
+        stated = figures["as stated"]
+        assert all(0 < stated[part] < stated["step"] for part in parts)
     assert 0.1 < figures["peak memory, GiB"] < 16
 
 

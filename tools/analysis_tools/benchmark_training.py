@@ -2,7 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a training step of phase 1 spends its time: networks, losses, optimizer, teacher, data.
 
-Also the memory that the process takes at its peak.
+Beside it, in turn, the same step as the method states it: the mean field with both labels at every
+pixel, a teacher that keeps what only a backward pass needs, attention as three operations, and
+a mean teacher that goes from parameter to parameter. The floor is the work of both networks at the
+speed of this machine's fastest product of large matrices. Also the memory that the process takes at
+its peak, for which leave the other step out (--no-baseline).
 
 Crops are made-up images with one box each, so that the step can be timed without a data set; with
 ``--data`` the config's own data set is read as well, by one process, to compare.
@@ -16,9 +20,13 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
 
 import torch
+from benchmark_labeling import matmul_rate
+from benchmark_mean_field import plain_mean_field
+from mmdet.engine.hooks import MeanTeacherHook
 from mmdet.registry import DATASETS, HOOKS, MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, DictAction
@@ -30,10 +38,13 @@ from mmengine.structures import InstanceData
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from mal_mmdet.apis import full_precision_without_gpu
 from mal_mmdet.labeling import write_json
 from mal_mmdet.models import MaskAutoLabeler
+from mal_mmdet.models.losses import crf_loss
 from mal_mmdet.progress import track
 
 NETWORKS = ("student, forward", "student, backward", "teacher, forward")
@@ -84,66 +95,120 @@ def made_up_batch(count: int, size: int, device: str) -> dict:
     return dict(inputs=inputs, data_samples=dict(student=samples))
 
 
-def time_steps(
-    cfg: Config, steps: int, warmup: int, compiled: bool = False, channels_last: bool = False
-) -> dict[str, list[float]]:
-    """Trains on one batch over and over.
+class Trainer:
+    """A network that learns one batch over and over, and the time of the parts of its steps.
 
-    Returns:
-        Seconds of each part in each step; ``step`` is the whole.
+    Args:
+        cfg: Config of phase 1.
+        stated: Whether its steps are those of the baseline.
+        compiled, channels_last: How the networks compute.
+
+    Raises:
+        ValueError: The baseline is not stated for the config's mean field.
     """
-    init_default_scope("mmdet")
-    device = get_device()
-    cfg.model.network.pop("init_cfg", None)
-    model: MaskAutoLabeler = MODELS.build(cfg.model).to(device).train()
-    turn_on_activation_checkpointing(model, cfg.get("activation_checkpointing", []))
-    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    size, count = cfg.train_dataloader.dataset.pipeline[1].size, cfg.train_dataloader.batch_size
-    batch = made_up_batch(count, size, device)
-    teacher = next(HOOKS.build(h) for h in cfg.custom_hooks if "MeanTeacherHook" in h.type)
 
-    for network in (model.student, model.teacher):
-        if channels_last:
-            network.to(memory_format=torch.channels_last)
-        if compiled:
-            network.forward = torch.compile(network.forward)
+    def __init__(
+        self,
+        cfg: Config,
+        stated: bool = False,
+        compiled: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        self.timer, self.stated = StepTimer(), stated
+        device = get_device()
+        self.model: MaskAutoLabeler = MODELS.build(cfg.model).to(device).train()
+        turn_on_activation_checkpointing(self.model, cfg.get("activation_checkpointing", []))
+        self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
+        data = cfg.train_dataloader
+        self.batch = made_up_batch(data.batch_size, data.dataset.pipeline[1].size, device)
+        hooks = [HOOKS.build(h) for h in cfg.custom_hooks if "MeanTeacherHook" in h.type]
+        self.teacher_hook = MeanTeacherHook(hooks[0].momentum) if stated else hooks[0]
+        for network in (self.model.student, self.model.teacher):
+            if channels_last:
+                network.to(memory_format=torch.channels_last)
+            if compiled:
+                network.forward = torch.compile(network.forward)
+        if stated:
+            self.model.teacher.requires_grad_(True)
+            self.model.teacher.forward = torch.enable_grad()(self.model.teacher.forward)
+        self._gradient_is_here = 0.0
+        self._time_parts()
 
-    timer = StepTimer()
-    forward = model.student.forward
-    backward_of_student: list[float] = []
+    def _time_parts(self) -> None:
+        model, timer, forward = self.model, self.timer, self.model.student.forward
 
-    def student(*args) -> Tensor:
-        with timer.part("student, forward"):
-            logits = forward(*args)
-        # All that is left of the backward pass once the gradient is here is the student's.
-        logits.register_hook(lambda gradient: backward_of_student.append(timer.now()))
-        return logits
+        def student(*args) -> Tensor:
+            with timer.part("student, forward"):
+                logits = forward(*args)
+            # All that is left of the backward pass once the gradient is here is the student's.
+            logits.register_hook(self._note_gradient)
+            return logits
 
-    model.student.forward = student
-    model.teacher.forward = timer.timed("teacher, forward", model.teacher.forward)
-    model.mil_loss.forward = timer.timed("MIL loss, forward", model.mil_loss.forward)
-    model.crf_loss.forward = timer.timed("CRF loss, forward", model.crf_loss.forward)
+        model.student.forward = student
+        model.teacher.forward = timer.timed("teacher, forward", model.teacher.forward)
+        model.mil_loss.forward = timer.timed("MIL loss, forward", model.mil_loss.forward)
+        model.crf_loss.forward = timer.timed("CRF loss, forward", model.crf_loss.forward)
 
+    def _note_gradient(self, gradient: Tensor) -> None:
+        self._gradient_is_here = self.timer.now()
+
+    def step(self) -> None:
+        """Takes one."""
+        with ExitStack() as stack:
+            if self.stated:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.enter_context(patch.object(crf_loss, "mean_field", stated_mean_field))
+            stack.enter_context(self.timer.part("step"))
+            self._step()
+
+    def _step(self) -> None:
+        timer = self.timer
+        with timer.part("preprocessing"):
+            data = self.model.data_preprocessor(self.batch, training=True)
+        with self.optim_wrapper.optim_context(self.model):
+            losses = self.model(**data, mode="loss")
+        loss, _ = self.model.parse_losses(losses)
+        start = timer.now()
+        self.optim_wrapper.backward(loss)
+        timer.seconds["student, backward"].append(timer.now() - self._gradient_is_here)
+        timer.seconds["losses, backward"].append(self._gradient_is_here - start)
+        with timer.part("optimizer"):
+            self.optim_wrapper.step()
+            self.optim_wrapper.zero_grad()
+        with timer.part("mean teacher"):
+            self.teacher_hook.momentum_update(self.model, self.teacher_hook.momentum)
+
+
+def floor(trainer: Trainer) -> float:
+    """The least milliseconds of a step: its work at the rate of a product of matrices."""
+    # Fused attention is not counted on every device.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        trainer.step()
+    return counter.get_total_flops() / matmul_rate(get_device()) / 1e9
+
+
+def stated_mean_field(
+    probs: Tensor,
+    box_masks: Tensor,
+    images: Tensor,
+    zeta: float,
+    omega: float,
+    kernel_size: int,
+    num_steps: int,
+) -> Tensor:
+    """The baseline's, called as :func:`mean_field` is."""
+    if (omega, kernel_size) != (1, 3):
+        raise ValueError("the baseline is the mean field with ω 1 and 3 × 3; use --no-baseline")
+    return plain_mean_field(probs, box_masks, images, zeta, num_steps)
+
+
+def time_steps(trainers: list[Trainer], steps: int, warmup: int) -> None:
+    """Lets all of them take steps in turn; those of the warm-up are forgotten."""
     for step in track(range(steps + warmup), "measuring", "steps"):
-        if step == warmup:
-            timer.seconds.clear()
-        with timer.part("step"):
-            with timer.part("preprocessing"):
-                data = model.data_preprocessor(batch, training=True)
-            with optim_wrapper.optim_context(model):
-                losses = model(**data, mode="loss")
-            loss, _ = model.parse_losses(losses)
-            start = timer.now()
-            optim_wrapper.backward(loss)
-            end = timer.now()
-            timer.seconds["student, backward"].append(end - backward_of_student[-1])
-            timer.seconds["losses, backward"].append(backward_of_student[-1] - start)
-            with timer.part("optimizer"):
-                optim_wrapper.step()
-                optim_wrapper.zero_grad()
-            with timer.part("mean teacher"):
-                teacher.momentum_update(model, teacher.momentum)
-    return timer.seconds
+        for trainer in trainers:
+            if step == warmup:
+                trainer.timer.seconds.clear()
+            trainer.step()
 
 
 def peak_memory() -> float:
@@ -181,6 +246,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", type=int, default=0, metavar="N", help="also time N samples")
     parser.add_argument("--compile", action="store_true", help="both networks by torch.compile")
     parser.add_argument("--channels-last", action="store_true", help="layout of their convolutions")
+    parser.add_argument(
+        "--baseline",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether to time the step as the method states it too",
+    )
     parser.add_argument("--out", help="JSON file for the figures")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override the config")
     return parser.parse_args()
@@ -191,21 +262,35 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     full_precision_without_gpu(cfg)
-    seconds = time_steps(cfg, args.steps, args.warmup, args.compile, args.channels_last)
-    figures = summarize(seconds)
+    init_default_scope("mmdet")
+    cfg.model.network.pop("init_cfg", None)
+    trainers = [Trainer(cfg, compiled=args.compile, channels_last=args.channels_last)]
+    if args.baseline:
+        trainers.append(Trainer(cfg, stated=True))
+    time_steps(trainers, args.steps, args.warmup)
+    figures, *others = (summarize(trainer.timer.seconds) for trainer in trainers)
+    least = floor(trainers[-1])  # the baseline is never compiled
     count = cfg.train_dataloader.batch_size
-    table = Table("part", "ms", "share", title=f"a step of {count} crops on {get_device()}")
+    columns = ["as stated, ms", "ratio"] if others else []
+    title = f"a step of {count} crops on {get_device()}"
+    table = Table("part", "ms", "share", *columns, title=title)
     for name, value in figures.items():
-        if name not in ("step", "outside the networks"):
-            table.add_row(name, f"{value:.1f}", f"{value / figures['step']:.1%}")
-    table.add_section()
-    table.add_row("step", f"{figures['step']:.1f}", "100 %")
-    table.add_row("outside the networks", "", f"{figures['outside the networks']:.1%}")
+        if name == "outside the networks":
+            cells = ["", f"{value:.1%}", *(f"({other[name]:.1%})" for other in others)]
+        else:
+            cells = [f"{value:.1f}", f"{value / figures['step']:.1%}"]
+            for other in others:
+                cells += [f"{other[name]:.1f}", f"{other[name] / value:.1f}"]
+        table.add_row(name, *cells)
+    if others:
+        figures["as stated"] = others[0]
+    figures["floor"] = least
+    table.add_row("floor of a step", f"{least:.1f}", f"{least / figures['step']:.0%}")
     figures["peak memory, GiB"] = peak_memory()
-    table.add_row("peak memory", f"{figures['peak memory, GiB']:.2f} GiB", "")
+    table.add_row("peak memory", f"{figures['peak memory, GiB']:.2f} GiB")
     if args.data:
         figures["data"] = 1e3 * time_samples(cfg, args.data) * count
-        table.add_row("a batch of data, one process", f"{figures['data']:.1f}", "")
+        table.add_row("a batch of data, one process", f"{figures['data']:.1f}")
     Console().print(table)
     if args.out:
         write_json(args.out, figures, 1)
