@@ -158,11 +158,9 @@ def override(node, values):
         part.update({key: value for key, value in values.items() if key in part})
 
 
-@pytest.mark.parametrize("path", [*PHASE_2, *OTHERS], ids=lambda path: path.stem)
-def test_masks_are_learned(path, data):
+def learn(cfg):
+    """One step on small images; checks that the masks are learned, and all weights with them."""
     set_random_seed(0)
-    cfg = load(path, data)
-    override(cfg.model, dict(min_quality=0.1))  # an untrained network's masks are all poor
     override([pipelines(cfg), cfg.model.data_preprocessor], SMALL_IMAGES)
     override(cfg.model, FEW_BOXES)
     for part in dicts(cfg.model):
@@ -191,3 +189,10 @@ def test_masks_are_learned(path, data):
     gradients = {k: p.grad for k, p in model.named_parameters() if p.requires_grad}
     assert [name for name, gradient in gradients.items() if gradient is None] == []
     assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("path", [*PHASE_2, *OTHERS], ids=lambda path: path.stem)
+def test_masks_are_learned(path, data):
+    cfg = load(path, data)
+    override(cfg.model, dict(min_quality=0.1))  # an untrained network's masks are all poor
+    learn(cfg)

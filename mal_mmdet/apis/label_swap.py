@@ -67,7 +67,8 @@ def use_labels(
     dataset = innermost_dataset(cfg.train_dataloader.dataset)
     _swap(dataset, train_labels, classes, data_root, img_dir)
     _check_images(dataset, train_labels, coco, _folder_advice(dataset, "--img-dir"))
-    _check_semantic_maps(cfg, dataset)
+    if missing := _missing_semantic_maps(cfg, dataset):
+        _leave_out_semantic_branch(cfg, dataset, missing)
     steps = dict(train_dataloader=cfg.train_dataloader, custom_hooks=cfg.get("custom_hooks"))
     _check_annotations(train_labels, coco, *_mask_loading(steps))
     set_num_classes(cfg.model, len(classes))
@@ -101,7 +102,11 @@ def check_labels(cfg: Config) -> None:
         _check_images(dataset, labels, coco, advice)
         steps = {f"train_dataloader.{path}": dataset, "custom_hooks": cfg.get("custom_hooks")}
         _check_annotations(labels, coco, *_mask_loading(steps))
-        _check_semantic_maps(cfg, dataset)
+        if missing := _missing_semantic_maps(cfg, dataset):
+            raise ValueError(
+                f"the config also learns from semantic maps, and there is no folder {missing}: set "
+                f"data_prefix.seg, or {instead}, which leaves that branch out"
+            )
     if found and cfg.get("model"):
         _check_heads(cfg.model, _classes(found[0][1]), files[0])
 
@@ -327,16 +332,23 @@ def _folder_advice(dataset: ConfigDict, option: str) -> str:
     )
 
 
-def _check_semantic_maps(cfg: Config, dataset: ConfigDict) -> None:
+def _missing_semantic_maps(cfg: Config, dataset: ConfigDict) -> str | None:
+    """The folder of semantic maps, if the config learns from them and it is not there."""
     if not any(part.get("with_seg") for _, part in _parts(cfg.train_dataloader)):
-        return
+        return None
     folder = _folder(dataset, "seg")
-    if not exists(folder, backend_args=dataset.get("backend_args")):
-        raise ValueError(
-            f"the config also learns from semantic maps, which a label file has not, and there is "
-            f"no folder {folder}: take a config without, such as "
-            "mmdet::htc/htc-without-semantic_r50_fpn_1x_coco.py"
-        )
+    return None if exists(folder, backend_args=dataset.get("backend_args")) else folder
+
+
+def _leave_out_semantic_branch(cfg: Config, dataset: ConfigDict, folder: str) -> None:
+    """Trains HTC, SCNet and DetectoRS as their configs without semantic maps would."""
+    print(f"training without semantic branch: there is no folder {folder} of semantic maps")
+    dataset.get("data_prefix", {}).pop("seg", None)
+    for _, part in [*_parts(cfg.train_dataloader), *_parts(cfg.model)]:
+        for key in {"semantic_head", "semantic_roi_extractor"}.intersection(part):
+            part[key] = None
+        for key in {"with_seg", "pad_seg"}.intersection(part):
+            part[key] = False
 
 
 def _check_annotations(

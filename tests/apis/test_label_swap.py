@@ -21,6 +21,7 @@ from mal_mmdet.labeling import (
     write_json,
 )
 from tests.conftest import ROOT
+from tests.test_detectors import learn
 from tests.test_tools import run
 
 MASK_RCNN = "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py"
@@ -322,7 +323,6 @@ def test_label_files_without_anything_to_learn(demo, edited, tmp_path):
         ("mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py", "instances alone: take"),
         ("mask2former_vis/mask2former_r50_8xb2-8e_youtubevis2019.py", "a YouTubeVISDataset; a lab"),
         (SOFT_TEACHER, "sampler is a GroupMultiSourceSampler, which mixes several"),
-        ("htc/htc_r50_fpn_1x_coco.py", "no folder data/coco/stuffthingmaps/.*htc-without-semantic"),
     ],
 )
 def test_configs_that_need_more_than_labels(demo, config, message):
@@ -414,8 +414,17 @@ def test_configs_that_name_their_labels_are_checked(demo, polygons, edited, tmp_
 
 def test_semantic_maps_that_are_not_there(demo, tmp_path):
     cfg = with_labels(demo, "htc/htc_r50_fpn_1x_coco.py", "instances_train.json")
-    with pytest.raises(ValueError, match="learns from semantic maps"):
+    with pytest.raises(ValueError, match=r"semantic maps, .* no folder .*stuffthingmaps/"):
         check_labels(cfg)
+
+
+@pytest.mark.parametrize("config", ["htc/htc_r50_fpn_1x_coco.py", "scnet/scnet_r50_fpn_1x_coco.py"])
+def test_detectors_with_a_semantic_branch_learn_without_it(demo, tmp_path, capsys, config):
+    cfg = swapped(demo, config, data_root=tmp_path)
+    assert "training without semantic branch: there is no folder" in capsys.readouterr().out
+    learn(cfg)
+    (tmp_path / "stuffthingmaps/train2017").mkdir(parents=True)
+    assert swapped(demo, config, data_root=tmp_path).model.roi_head.semantic_head
 
 
 def test_images_of_another_size_or_some_that_are_missing(demo, tmp_path):
