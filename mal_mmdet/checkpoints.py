@@ -9,6 +9,7 @@ of MMEngine's ways to load one: what needs more than tensors, plain containers a
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import io
 from collections.abc import Callable, Iterator
@@ -25,8 +26,7 @@ from mmengine.runner.checkpoint import CheckpointLoader, get_torch_safe_globals
 
 _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 _torch_load = torch.load
-# What PyTorch says of a file that is cut off.
-CUT = ("PytorchStreamReader", "unexpected EOF", "Invalid argument")
+NO_GPU = "Attempting to deserialize object on"  # a sound file, read in the wrong place
 STATISTICS = ("min", "max", "mean", "current")
 
 
@@ -93,17 +93,26 @@ def load_safely(file: Any, map_location: Any = None, **kwargs: Any) -> Any:
                     "machine; if you trust whoever made the file, allow it by --trust-checkpoint, "
                     "or in Python by mal_mmdet.checkpoints.trusting_checkpoints"
                 ) from error
-            except (RuntimeError, OSError, EOFError) as error:
-                if not (isinstance(error, EOFError) or any(sign in str(error) for sign in CUT)):
+            except OSError as error:  # "Invalid argument": a file that ends too early
+                if error.errno not in (None, errno.EINVAL):
                     raise
-                reason = str(error).partition("\n")[0] or "it ends too early"
-                raise ValueError(
-                    f"{file} is no whole checkpoint: {reason}. If it was downloaded, or copied, "
-                    "delete it and fetch it again"
-                ) from error
+                raise ValueError(_not_whole(file, error)) from error
+            except Exception as error:
+                # Of PyTorch's reader, which takes a file on trust: whatever a wrong byte led to.
+                if isinstance(error, MemoryError) or NO_GPU in str(error):
+                    raise
+                raise ValueError(_not_whole(file, error)) from error
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(allowed)
+
+
+def _not_whole(file: Any, error: Exception) -> str:
+    reason = str(error).partition("\n")[0] or "it ends too early"
+    return (
+        f"{file} is no whole checkpoint ({type(error).__name__}: {reason:.200}). If it was "
+        "downloaded, or copied, delete it and fetch it again"
+    )
 
 
 def _wanted(file: Any, error: UnpicklingError) -> str:

@@ -228,6 +228,26 @@ def test_half_a_checkpoint_says_so(tmp_path, share, zipped):
         CheckpointLoader.load_checkpoint(str(path))
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_checkpoint_is_named(tmp_path, zipped):
+    """Whatever byte is wrong, and whatever PyTorch makes of it; most are found by no reader."""
+    path, found = tmp_path / "wrong.pth", []
+    torch.save(
+        dict(w=torch.ones(3), n=np.float32(1), text="é"),
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x84]) + whole[place + 1 :])
+        try:
+            CheckpointLoader.load_checkpoint(str(path))
+        except ValueError as error:
+            assert str(path) in str(error)
+            found.append(place)
+    assert len(found) > 20
+
+
 def test_what_others_have_allowed_stays_allowed(trained):
     before = set(torch.serialization.get_safe_globals())
     CheckpointLoader.load_checkpoint(str(trained[1]))

@@ -23,6 +23,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mal_mmdet.apis import latest_checkpoint, resume_latest, set_launcher, use_safe_checkpoints
+from mal_mmdet.apis.launch import damage
 from mal_mmdet.datasets import box_crop_dataset
 from mal_mmdet.engine import INTERRUPTED, stop_signals
 from tests.conftest import ROOT, tiny_config
@@ -289,6 +290,43 @@ def test_a_damaged_checkpoint_is_passed_over(demo, tmp_path, undisturbed, damage
         ValueError, match=r"all checkpoints in .* are damaged \(epoch_\d.pth, epoch_\d.pth\)"
     ):
         latest_checkpoint(tmp_path)
+
+
+def test_any_wrong_byte_of_a_checkpoint_is_damage_or_none(tmp_path):
+    """Headers of a zip file can ask for things that its reader refuses in many ways."""
+    path = tmp_path / "epoch_1.pth"
+    torch.save(dict(weight=torch.ones(3)), path)
+    whole, found = path.read_bytes(), 0
+    for place in range(len(whole)):
+        for bits in (1, 4, 128):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ bits]) + whole[place + 1 :])
+            found += damage(path) is not None
+    assert found > len(whole)
+
+
+def test_a_work_dir_that_was_moved_keeps_its_checkpoints(tmp_path):
+    work_dir, pointer = tmp_path / "work", tmp_path / "work/last_checkpoint"
+    work_dir.mkdir()
+    for epoch in (3, 2, 1):  # whatever their times say
+        torch.save({}, work_dir / f"epoch_{epoch}.pth")
+    (tmp_path / "other").mkdir()
+    torch.save({}, tmp_path / "other/epoch_7.pth")
+    for named, expected in {
+        "/old/place/epoch_2.pth": "work/epoch_2.pth",
+        "work_dirs/x/epoch_3.pth": "work/epoch_3.pth",
+        "work_d": "work/epoch_1.pth",
+        str(tmp_path / "other/epoch_8.pth"): "other/epoch_7.pth",
+    }.items():
+        pointer.write_text(named)
+        assert latest_checkpoint(work_dir) == tmp_path / expected
+    pointer.write_bytes(b"\xff\xfe")
+    assert latest_checkpoint(work_dir) == work_dir / "epoch_1.pth"
+    for path in work_dir.glob("*.pth"):
+        path.unlink()
+    with pytest.raises(ValueError, match="which is not there, nor another checkpoint"):
+        latest_checkpoint(work_dir)
+    pointer.unlink()
+    assert latest_checkpoint(work_dir) is None
 
 
 def test_without_a_checkpoint_training_starts_as_the_config_says(tmp_path):

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import zipfile
+import zlib
 from datetime import timedelta
 from pathlib import Path
 
@@ -160,20 +161,31 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     """The checkpoint that a training was last told to have written, or the latest whole one.
 
     Args:
-        work_dir: Of the training; its file ``last_checkpoint`` may name another folder.
+        work_dir: Of the training; its file ``last_checkpoint`` may name another folder, and a
+            folder that has been moved still has its checkpoints in it.
 
     Returns:
         None if there are no checkpoints.
 
     Raises:
-        ValueError: All are damaged.
+        ValueError: All are damaged, or ``last_checkpoint`` names one and there is none.
     """
-    pointer, folder = Path(work_dir, "last_checkpoint"), Path(work_dir)
-    named = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else ""
-    if named:
-        folder = Path(named).parent
-    found = [path for name in RESUMABLE for path in folder.glob(name)]
-    found.sort(key=lambda path: (path == Path(named), path.stat().st_mtime), reverse=True)
+    pointer, folders = Path(work_dir, "last_checkpoint"), [Path(work_dir)]
+    text = pointer.read_text(encoding="utf-8", errors="replace") if pointer.exists() else ""
+    named = Path(text.strip()) if text.strip() else None
+    if named and (named.exists() or (named.is_absolute() and named.parent.is_dir())):
+        folders.insert(0, named.parent)
+    found = {path: None for folder in folders for name in RESUMABLE for path in folder.glob(name)}
+    found = sorted(
+        found,
+        key=lambda path: (
+            path == named,
+            path.parent == folders[0],
+            named is not None and path.name == named.name,
+            path.stat().st_mtime,
+        ),
+        reverse=True,
+    )
     for path in found:
         problem = damage(path)
         if problem is None:
@@ -184,9 +196,14 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
             level=logging.WARNING,
         )
     if found:
+        names = ", ".join(path.name for path in found)
         raise ValueError(
-            f"all checkpoints in {folder} are damaged ({', '.join(path.name for path in found)}): "
-            "remove them to train anew"
+            f"all checkpoints in {found[0].parent} are damaged ({names}): remove them to train anew"
+        )
+    if named:
+        raise ValueError(
+            f"{pointer} names {named}, which is not there, nor another checkpoint: if it was "
+            "moved, give it with --resume FILE; to train anew, remove last_checkpoint"
         )
     return None
 
@@ -203,7 +220,8 @@ def damage(checkpoint: Path) -> str | None:
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
+    # What a flipped bit in a header can look like: other compression, encryption, no text.
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         return str(error)
     return broken and f"wrong checksum of {broken}"
 

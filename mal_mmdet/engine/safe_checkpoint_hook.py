@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,12 +56,14 @@ class AtomicBackend(LocalBackend):
 
 
 def check_weights(runner: Runner) -> None:
-    """Looks at all weights, before they replace sound ones on the disk.
+    """Looks at all weights, and BatchNorm's statistics, before they replace sound ones on disk.
 
     Raises:
         FloatingPointError: One is NaN or infinite; says which.
     """
-    for name, weight in runner.model.named_parameters():
+    buffers = runner.model.named_buffers()
+    statistics = ((name, b) for name, b in buffers if "running_" in name)
+    for name, weight in itertools.chain(runner.model.named_parameters(), statistics):
         if not weight.isfinite().all():
             raise FloatingPointError(
                 f"{name} is not finite: no checkpoint of it is written, those before stay. The "
