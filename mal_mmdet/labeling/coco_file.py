@@ -194,7 +194,13 @@ def find_broken_images(coco: dict[str, Any], allow_outside: bool = False) -> dic
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
+    """Whether a value can be an id.
+
+    Python's hashes of longer numbers can be made to collide, which takes hours in a small file.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return -(2**63) <= value < 2**64
+    return isinstance(value, str)
 
 
 def _problem(
@@ -208,7 +214,7 @@ def _problem(
             return f"has no {key!r}"
     for key in ("id", "image_id", "category_id"):
         if not _is_name(ann[key]):
-            return f"its {key!r} is {ann[key]!r:.40}, expected a number or a text"
+            return f"its {key!r} is {ann[key]!r:.40}, expected a number of 64 bits or a text"
     if ann["id"] in seen:
         return f"id {ann['id']!r:.40} occurs more than once; ids must be unique"
     seen.add(ann["id"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +16,10 @@ import yaml
 from mal_mmdet.progress import track
 
 from .coco_file import read_json
-from .images import image_size
+from .images import image_size, leaves_folder
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+LARGEST = 1e15  # of whatever unit; its square is still a number
 CSV_COLUMNS = ("file_name", "x0", "y0", "x1", "y1", "label")
 
 
@@ -61,16 +63,20 @@ def read_classes(values: Sequence[str]) -> list[str]:
     names = list(values)
     if len(names) == 1 and Path(names[0]).is_file():
         path = Path(names[0])
-        text = path.read_text(encoding="utf-8-sig")
+        text = _read_text(path)
         if path.suffix in (".yaml", ".yml"):
-            content = yaml.safe_load(text)
+            try:
+                content = yaml.safe_load(text)
+            except (yaml.YAMLError, RecursionError) as error:
+                raise ValueError(f"{path} is not valid YAML: {error}") from None
             names = content.get("names") if isinstance(content, dict) else None
             if isinstance(names, dict) and set(names) == set(range(len(names))):
                 names = [names[i] for i in range(len(names))]
-            if not isinstance(names, list):
+            # Of lists in lists, by references to each other, a few lines could make gigabytes.
+            if not isinstance(names, list) or not all(isinstance(n, (str, int)) for n in names):
                 raise ValueError(
-                    f"{path} has no usable 'names'; expected a list, or an object with the keys "
-                    "0, 1, 2, …"
+                    f"{path} has no usable 'names'; expected a list of names, or an object with "
+                    "the keys 0, 1, 2, …"
                 )
             names = [str(name) for name in names]
         else:
@@ -98,7 +104,7 @@ def read_yolo(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Ite
         name = _find_image(img_dir, stem, path)
         size = width, height = image_size(img_dir / name)
         boxes = []
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        for number, line in enumerate(_read_text(path).splitlines(), start=1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
@@ -108,10 +114,11 @@ def read_yolo(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Ite
                     f"{where}: expected 'class x y width height' or 'class x y x y x y …', "
                     f"found {len(texts) + 1} values: {line!r:.80}"
                 )
-            if not (label.isascii() and label.isdigit() and int(label) < len(classes)):
+            number_of_class = label.isascii() and label.isdigit() and len(label) < 10
+            if not (number_of_class and int(label) < len(classes)):
                 raise ValueError(
                     f"{where}: expected the number of a class, 0 to {len(classes) - 1}, "
-                    f"found {label!r}"
+                    f"found {label!r:.40}"
                 )
             values = _numbers(texts, where)
             if not all(0 <= v <= 1 for v in values):
@@ -220,7 +227,7 @@ def read_csv(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Iter
                     )
                 corners = tuple(_numbers([row[c] for c in CSV_COLUMNS[1:5]], where))
                 image.boxes.append(Box(row["label"], corners, where))
-        except csv.Error as error:
+        except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{source}, line {reader.line_num}: {error}") from None
     yield from images.values()
 
@@ -278,8 +285,12 @@ def _to_coco(
                 f"{image.where}: its image {image.name!r} is that of {names[image.name]} too"
             )
         names[image.name] = image.where
+        if leaves_folder(image.name):
+            raise ValueError(
+                f"{image.where}: its image {image.name!r:.80} has to lie below the folder of images"
+            )
         path = img_dir / image.name
-        if (must_exist or image.size is None) and not path.is_file():
+        if (must_exist or image.size is None) and not os.path.isfile(path):
             raise FileNotFoundError(
                 f"{image.where}: image {path} does not exist; name the folder of the images with "
                 "--img-dir"
@@ -316,6 +327,13 @@ def _files(source: Path, ending: str) -> Iterator[Path]:
     return track(files, "reading boxes", "files")
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected a text in UTF-8: {error}") from None
+
+
 def _find_image(img_dir: Path, stem: Path, where: Path) -> str:
     for ending in IMAGE_ENDINGS:
         for variant in (ending, ending.upper()):
@@ -337,9 +355,9 @@ def _beside(path: Path, source: Path, image: str) -> str:
 def _number(value: Any, where: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) < LARGEST:
         raise ValueError(f"{where}: expected a number, found {value!r:.40}")
     return number
 
@@ -358,7 +376,7 @@ class _NoDoctype(ElementTree.TreeBuilder):
 def _parse_xml(path: Path) -> ElementTree.Element:
     try:
         root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
         raise ValueError(f"{path}: not the XML of PASCAL VOC: {error}") from None
     if root.tag != "annotation":
         raise ValueError(f"{path}: expected the element <annotation>, found <{root.tag}>")

@@ -22,17 +22,17 @@ from pycocotools import mask as mask_utils
 from mal_mmdet.progress import track
 
 from .coco_file import (
+    bbox_problem,
     check_annotations,
     find_broken_images,
     has_mask,
-    is_bbox,
     is_finite,
     read_boxes,
     replacing,
     without_nan,
 )
 from .json_stream import ListWriter, write_around
-from .paste import MaskWindow, encode_window, mask_windows
+from .paste import encode_rectangle, encode_window, mask_windows
 from .polygons import mask_bbox, mask_problem, mask_to_polygons
 from .shards import LabelShards
 
@@ -312,6 +312,8 @@ class LabelWriter(BaseMetric):
                         continue
                     if self.low_quality == "ignore":
                         ann["iscrowd"] = 1
+            if not self.detections:
+                ann["iscrowd"] = int(bool(ann.get("iscrowd")))  # evaluators need a number
             out.add(ann)
         return counts
 
@@ -336,8 +338,8 @@ def complete_annotation(ann: dict, image: dict) -> str | None:
     """Gives a crowd, or what has a mask, all that stock loaders need: mask, box and area.
 
     Args:
-        ann: COCO annotation; mask and box stand in for each other, and the box's area for the
-            mask's. Changed in place.
+        ann: COCO annotation; a mask stands in for a box that is missing or cannot be one, the box
+            for a mask, and its area for the mask's. Changed in place.
         image: Its image's entry in the COCO file.
 
     Returns:
@@ -346,7 +348,7 @@ def complete_annotation(ann: dict, image: dict) -> str | None:
     if has_mask(ann):
         if problem := mask_problem(ann["segmentation"], image):
             return problem
-        if not is_bbox(ann.get("bbox")):
+        if bbox_problem(ann.get("bbox"), image["width"], image["height"]):
             ann["bbox"] = mask_bbox(ann["segmentation"], image)
     x, y, w, h = ann["bbox"]
     if not is_finite(ann.get("area")):
@@ -359,6 +361,5 @@ def complete_annotation(ann: dict, image: dict) -> str | None:
     # The pixels whose centres are in the box.
     x0, x1 = (floor(min(max(side, 0), width) + 0.5) for side in (x, x + w))
     y0, y1 = (floor(min(max(side, 0), height) + 0.5) for side in (y, y + h))
-    window = MaskWindow(x0, y0, np.ones((y1 - y0, x1 - x0), dtype=bool), 1.0)
-    ann["segmentation"] = encode_window(window, (height, width))
+    ann["segmentation"] = encode_rectangle(x0, y0, x1, y1, (height, width))
     return None

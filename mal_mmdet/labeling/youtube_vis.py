@@ -14,6 +14,7 @@ from typing import Any
 from pycocotools import mask as mask_utils
 
 from .coco_file import read_lists, strip_masks
+from .polygons import mask_problem
 
 VIDEO_KEYS = ("id", "width", "height", "file_names")
 TRACK_KEYS = ("id", "video_id", "category_id", "bboxes")
@@ -126,8 +127,16 @@ def merge_masks(vis: dict[str, Any], labels: dict[str, Any]) -> tuple[dict[str, 
     Raises:
         ValueError: The labels belong to another file, or are no labels.
     """
+    for i, ann in enumerate(labels["annotations"]):
+        if not isinstance(ann, dict) or not isinstance(ann.get("id"), int):
+            raise ValueError(
+                f"annotations[{i}] of the labels is {ann!r:.60} and has no number as 'id'; "
+                "expected the labels of the file that split wrote"
+            )
     found = {ann["id"]: ann for ann in labels["annotations"]}
     boxes = {box_id: track["bboxes"][frame] for box_id, track, frame in _boxes(vis)}
+    videos = {video["id"]: video for video in vis["videos"]}
+    sizes = {box_id: videos[track["video_id"]] for box_id, track, _ in _boxes(vis)}
     for box_id, ann in found.items():
         if box_id not in boxes or boxes[box_id] != ann.get("bbox"):
             raise ValueError(
@@ -140,6 +149,8 @@ def merge_masks(vis: dict[str, Any], labels: dict[str, Any]) -> tuple[dict[str, 
                 f"annotation {box_id!r} of the labels has no mask as RLE; expected the file "
                 "that tools/generate_labels.py writes with --mask-format rle"
             )
+        if problem := mask_problem(ann["segmentation"], sizes[box_id]):
+            raise ValueError(f"annotation {box_id!r} of the labels: {problem}")
     tracks = {
         track["id"]: {**track, **{key: [None] * len(track["bboxes"]) for key in PER_FRAME}}
         for track in vis["annotations"]

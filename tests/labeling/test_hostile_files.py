@@ -70,7 +70,7 @@ def entries(usual: dict, optional: dict) -> st.SearchStrategy:
     return rarely(whole, st.one_of(cut, values))
 
 
-POOL = (1, 2, "1", "ü", 2**63, -1, 10**30)  # ids
+POOL = (1, 2, "1", "ü", 2**64 - 1, -1, -(2**63))  # ids
 ids = st.sampled_from(POOL)
 sides = st.floats(0.01, 30)
 boxes = st.tuples(st.floats(-10, 25), st.floats(-10, 17), sides, sides).map(list)
@@ -222,6 +222,7 @@ def test_any_damaged_file_is_labeled_or_refused(labeler, content, place, length,
         (b'{"annotations": [' + b"[" * 500 + b"]" * 500 + b"]}", "more than 100 deep"),
         (b'{"images": ' + b"[" * 101 + b"]" * 101 + b"}", "more than 100 deep"),
         (whole(info=1).replace(b'"info": 1', b'"info": ' + b"9" * 5000), "4300 digits"),
+        (whole(images=[dict(WHOLE["images"][0], id=2**64)]), r"images\[0\] .* no 'id'"),
         (whole(images=[dict(WHOLE["images"][0], id=True)]), r"images\[0\] .* no 'id'"),
     ],
 )
@@ -245,6 +246,7 @@ def reported(labeler, **options) -> list[str]:
     [
         (dict(bbox=[1, 2, 10**400, 3]), "NaN or infinity, or a number as good as that"),
         (dict(bbox=[1, 2, 3, 4], image_id=True), "its 'image_id' is True"),
+        (dict(id=10**30), "expected a number of 64 bits or a text"),
         (dict(iscrowd=1, segmentation="mask"), "expected a mask, polygons or RLE"),
         (dict(iscrowd=1, segmentation=[[1, 2, "3", 4, 5, 6]]), "expected polygons"),
         (dict(iscrowd=1, segmentation=[[0, 0, 1e9, 0, 0, 1e9]]), "expected polygons"),
@@ -323,9 +325,18 @@ def test_a_detection_is_no_crowd_that_gets_its_box_as_mask(labeler):
         dict(size=[HEIGHT, WIDTH], counts=[52, *[5, 11] * 9, 5, HEIGHT * WIDTH - 52 - 9 * 16 - 5]),
     ],
 )
-@pytest.mark.parametrize("bbox", [None, [1, 2, float("nan"), 3]])
+@pytest.mark.parametrize(
+    "bbox",
+    [
+        None,
+        [1, 2, float("nan"), 3],
+        [1, 2, 1e200, 1e200],
+        [1, 2, -5, -5],
+        [1000, 1000, 1, 1],
+    ],
+)
 def test_a_mask_that_is_kept_needs_no_box(labeler, mask, bbox):
     ann = WHOLE["annotations"][0] | dict(segmentation=mask, bbox=bbox)
     assert labeler.label(whole(annotations=[ann]), only_missing=True) == 0
     (kept,) = read_coco(labeler.out)["annotations"]
-    assert kept == ann | dict(bbox=[3, 4, 10, 5], area=50, source="human")
+    assert kept == ann | dict(bbox=[3, 4, 10, 5], area=50, iscrowd=0, source="human")

@@ -149,6 +149,17 @@ def test_classes(tmp_path):
     assert read_classes([str(tmp_path / "object.yml")]) == ["a", "b"]
     with pytest.raises(ValueError, match=r"bad.yaml has no usable 'names'"):
         read_classes([str(tmp_path / "bad.yaml")])
+    bomb = "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9 if i else ['x'])}]\n" for i in range(12)
+    )
+    for text, words in (
+        ("names: [a, b", "is not valid YAML"),
+        ("names: " + "[" * 3000, "is not valid YAML"),
+        (bomb + "names: *a11", "has no usable 'names'"),
+    ):
+        write(tmp_path / "bad.yaml", text)
+        with pytest.raises(ValueError, match=f"bad.yaml {words}"):
+            read_classes([str(tmp_path / "bad.yaml")])
     with pytest.raises(ValueError, match=r"more than once: \['a'\]"):
         read_classes(["a", "b", "a"])
 
@@ -180,6 +191,21 @@ RECTANGLE = dict(label="dog", shape_type="rectangle", points=[[1, 2], [3, 4]])
         ("yolo", "\n0 50 50 10 10", "1.txt, line 2: expected fractions from 0 to 1"),
         ("yolo", "2 0.5 0.5 0.1 0.1", "1.txt, line 1: .* a class, 0 to 1, found '2'"),
         ("yolo", "dog 0.5 0.5 0.1 0.1", "1.txt, line 1: .* a class, 0 to 1, found 'dog'"),
+        ("yolo", "9" * 5000 + " 0.5 0.5 0.1 0.1", "1.txt, line 1: .* a class, 0 to 1, found '999"),
+        ("yolo", b"0 0.5 \xff", "1.txt: expected a text in UTF-8"),
+        ("csv", f"{HEADER}\n1.jpg,1,2,3,1e308,dog\n", "line 2: expected a number, found '1e308'"),
+        ("csv", f"{HEADER}\n../1.jpg,1,2,3,4,dog\n", "'../1.jpg' has to lie below the folder"),
+        ("csv", HEADER.encode() + b"\n\xff", "boxes.csv, line .: 'utf-8' codec can't decode"),
+        (
+            "voc",
+            "<?xml version='1.0' encoding='foo'?><annotation/>",
+            "not the XML .* encoding: foo",
+        ),
+        (
+            "labelme",
+            labelme(dict(RECTANGLE, points=[[1, 2], [10**400, 3]])),
+            r"1.json, shapes\[0\]: expected a number, found 1000",
+        ),
         ("csv", "file,x0\n", r"boxes.csv, line 1: expected the columns file_name, .*\['file', 'x"),
         ("csv", f"{HEADER}\n1.jpg,1,2,3,4\n", "boxes.csv, line 2: expected 6 values, found"),
         ("csv", f"{HEADER}\n1.jpg,1,2,3,4,a,b\n", "boxes.csv, line 2: expected 6 values, found"),
@@ -242,7 +268,10 @@ def test_bad_input_is_named(folders, format_name, content, words):
     write_image(img_dir / "1.jpg")
     endings = dict(yolo="1.txt", voc="1.xml", labelme="1.json", csv="boxes.csv")
     path = source / endings[format_name]
-    write(path, content)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        write(path, content)
     with pytest.raises(ValueError, match=words):
         import_boxes(format_name, path if format_name == "csv" else source, img_dir, ["cat", "dog"])
 

@@ -140,6 +140,26 @@ def test_a_file_without_masks_is_refused(vis):
 @pytest.mark.parametrize(
     "change, words",
     [
+        (dict(id=None), r"annotations\[0\] of the labels .* has no number as 'id'"),
+        (dict(segmentation=dict(size=[HEIGHT, WIDTH])), "annotation 1 of the labels: expected a m"),
+        (
+            dict(segmentation=dict(size=[HEIGHT, WIDTH], counts=[5])),
+            "of the labels: its mask is no RLE",
+        ),
+        (dict(segmentation=dict(size=[HEIGHT, WIDTH], counts="o" * 20)), "its mask is no RLE"),
+        (dict(segmentation=dict(size=[2, 3], counts=[6])), "of the size"),
+    ],
+)
+def test_masks_that_loaders_could_not_read_are_refused(vis, change, words):
+    labels = labels_for(split_frames(vis))
+    labels["annotations"][0] |= change
+    with pytest.raises(ValueError, match=words):
+        merge_masks(vis, labels)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
         (lambda v: v.pop("annotations"), r"no list 'annotations'; expected YouTube-VIS's format"),
         (lambda v: v.update(videos=None), "no list 'videos'"),
         (lambda v: v["videos"][1].pop("file_names"), r"videos\[1\] of .* has no 'file_names'"),
