@@ -133,7 +133,8 @@ class Labeler:
         dropped = len(report.get("images", []))
         assert len(labels["images"]) + dropped == len(before["images"])
         for ann in labels["annotations"]:
-            assert ann.get("iscrowd") or only_missing or ann["source"] == "mal"
+            assert ann["iscrowd"] in (0, 1)
+            assert ann["iscrowd"] or only_missing or ann["source"] == "mal"
         if any("file_name" not in image for image in labels["images"]):
             return report["labeled"]  # of LVIS, which mmdet reads by a class of its own
         stock = DATASETS.build(
@@ -154,6 +155,8 @@ class Labeler:
             shape = info["height"], info["width"]
             if info["img_id"] in labeled:  # images of crowds alone are not opened
                 assert load_image(dict(info))["ori_shape"] == shape
-            masks = load_masks(dict(info, img_shape=shape, ori_shape=shape))["gt_masks"].masks
+            loaded = load_masks(dict(info, img_shape=shape, ori_shape=shape))
+            assert loaded["gt_bboxes"].tensor.isfinite().all()
+            masks = loaded["gt_masks"].masks
             assert len(masks) == len(info["instances"]) and set(np.unique(masks)) <= {0, 1}
         return report["labeled"]

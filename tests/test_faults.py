@@ -32,7 +32,7 @@ from tests.test_training import assert_same
 
 # Imports once; its children start in a moment and can be killed.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["mal_mmdet.apis", "mmdet.utils", "tests.test_faults"])
+SERVER.set_forkserver_preload(["mmdet.utils", "tests.compiled", "tests.test_faults"])
 MIDDLE = 8  # iterations that are over in the middle of the second epoch
 
 

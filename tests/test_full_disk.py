@@ -2,6 +2,7 @@
 """Training and labeling on a disk that is full, at whichever of their writes that happens."""
 
 import copy
+import re
 import shutil
 import signal
 import subprocess
@@ -59,46 +60,77 @@ def disk(tmp_path):
     subprocess.run(["umount", str(found.folder)], check=True)
 
 
+def functions(text):
+    """Names of those that an error came through."""
+    return set(re.findall(r'File ".*", line \d+, in (\w+)', text))
+
+
 def test_a_training_on_a_full_disk(demo, tmp_path, disk, weights):
-    """Full at the first file, at ``last_checkpoint``, in the second epoch's checkpoint."""
-    cfg = config(demo, disk.folder / "work", "kill_process")
-    cfg.custom_hooks[-1]["iteration"] = weights["meta"]["iter"] // 2 + 1
-    assert train(cfg, tmp_path / "killed.txt") == -signal.SIGKILL
-    cfg.custom_hooks.pop()
-    first_epoch = disk.used()
-    for size, checkpoints in {PAGE: [], first_epoch - PAGE: [1], first_epoch + 100: [1]}.items():
+    """Full at configs, log and scalars, at ``last_checkpoint``, in the second checkpoint."""
+    cfg, output, reached = config(demo, disk.folder / "work"), tmp_path / "output.txt", set()
+    for size in range(PAGE, 13 * PAGE, PAGE):
         disk.clear()
         disk.resize(size)
-        output = tmp_path / f"{size}.txt"
+        output.unlink(missing_ok=True)
         assert train(cfg, output) == 1
         assert "No space left on device" in output.read_text()
-        found = sorted(Path(cfg.work_dir).glob("*.pth"))
-        assert [path.name for path in found] == [f"epoch_{epoch}.pth" for epoch in checkpoints]
-        assert not any(map(damage, found)) and not list(Path(cfg.work_dir).glob(".*"))
+        assert not list(Path(cfg.work_dir).glob("*.pth"))
+        reached |= functions(output.read_text())
+    assert reached >= {"add_config", "dump_config", "add_scalars", "put"}
+
+    killed = copy.deepcopy(cfg)
+    iteration = weights["meta"]["iter"] // 2 + 1
+    killed.custom_hooks.append(dict(type="FaultHook", fault="kill_process", iteration=iteration))
+    disk.clear()
+    disk.resize(LARGE)
+    assert train(killed, tmp_path / "killed.txt") == -signal.SIGKILL
+    first_epoch = disk.used()
+    for size, name in {first_epoch - PAGE: "last_checkpoint", first_epoch + 100: "put"}.items():
+        disk.clear()
+        disk.resize(size)
+        output.unlink()
+        assert train(cfg, output) == 1
+        assert "No space left on device" in output.read_text()
+        assert name == "last_checkpoint" or name in functions(output.read_text())
+        (found,) = Path(cfg.work_dir).glob("*.pth")
+        assert found.name == "epoch_1.pth" and not damage(found)
+        assert not list(Path(cfg.work_dir).glob(".*"))
 
         disk.resize(LARGE)
-        assert train(cfg, tmp_path / "resumed.txt") == 0
-        text = (tmp_path / "resumed.txt").read_text()
-        assert ("resumed epoch: 1, iter: 5" in text) == bool(found)
+        output.unlink()
+        assert train(cfg, output) == 0
+        assert "resumed epoch: 1, iter: 5" in output.read_text()
         last = load(Path(cfg.work_dir) / "epoch_2.pth")
         for key in ("state_dict", "optimizer", "param_schedulers"):
             assert_same(weights[key], last[key], key)
 
 
 def test_labeling_on_a_full_disk(tmp_path, disk, job, labels):
-    """Full at any of: log, lock, fingerprint, shards, report, label file."""
-    cfg = copy.deepcopy(job[0])
-    cfg.work_dir = str(disk.folder / "work")
-    job, out = (cfg, *job[1:]), disk.folder / "out/labels.json"
-    out.parent.mkdir()
-    assert label(job, out, output=tmp_path / "whole.txt")[0] == 0
-    used = disk.used()
-    for size in range(PAGE, used, max(PAGE, used // 5 // PAGE * PAGE)):
-        disk.clear()
-        out.parent.mkdir()
+    """Full at fingerprint, shard, report or label file, and each time resumed with a page more."""
+    out, output, reached, size = disk.folder / "labels.json", tmp_path / "output.txt", [], PAGE
+    while True:
         disk.resize(size)
-        code, text = label(job, out, output=tmp_path / f"{size}.txt")
+        code, text = label(job, out, output=output)
+        if code == 0:
+            break
+        assert code == 1 and "No space left on device" in text and not out.exists()
+        reached.append(functions(text))
+        size += PAGE
+    assert out.read_bytes() == labels and not shard_folder(out).exists()
+    names = ("_take_over", "_write_shard", "compute_metrics")
+    assert all(any(name in found for found in reached) for name in names)
+
+
+def test_the_log_of_labeling_on_a_full_disk(tmp_path, disk, job, labels):
+    cfg, output, reached = copy.deepcopy(job[0]), tmp_path / "output.txt", set()
+    cfg.work_dir = str(disk.folder / "work")
+    for size in range(PAGE, 6 * PAGE, PAGE):
+        disk.clear()
+        disk.resize(size)
+        code, text = label((cfg, *job[1:]), tmp_path / "labels.json", output=output)
         assert code == 1 and "No space left on device" in text
-        disk.resize(LARGE)
-        assert label(job, out, output=tmp_path / "resumed.txt")[0] == 0
-        assert out.read_bytes() == labels and not shard_folder(out).exists()
+        reached |= functions(text)
+    assert reached >= {"add_config", "dump_config"}
+    disk.resize(LARGE)
+    assert label((cfg, *job[1:]), tmp_path / "labels.json", output=output)[0] == 0
+    assert (tmp_path / "labels.json").read_bytes() == labels
