@@ -108,6 +108,7 @@ def test_a_training_on_a_full_disk(demo, tmp_path, disk, weights):
 def test_labeling_on_a_full_disk(tmp_path, disk, job, labels):
     """Full at fingerprint, shard, report or label file, and each time resumed with a page more."""
     out, output, reached, size = disk.folder / "labels.json", tmp_path / "output.txt", [], PAGE
+    (disk.folder / "ballast").write_bytes(b"x" * 1024 * PAGE)
     while True:
         disk.resize(size)
         code, text = label(job, out, output=output)
@@ -124,7 +125,7 @@ def test_labeling_on_a_full_disk(tmp_path, disk, job, labels):
 def test_the_log_of_labeling_on_a_full_disk(tmp_path, disk, job, labels):
     cfg, output, reached = copy.deepcopy(job[0]), tmp_path / "output.txt", set()
     cfg.work_dir = str(disk.folder / "work")
-    for size in range(PAGE, 6 * PAGE, PAGE):
+    for size in range(PAGE, 8 * PAGE, PAGE):
         disk.clear()
         disk.resize(size)
         code, text = label((cfg, *job[1:]), tmp_path / "labels.json", output=output)
