@@ -59,7 +59,8 @@ class LabelWriter(BaseMetric):
 
     Every annotation keeps its place and all that it had; ``segmentation`` becomes the mask as
     compressed RLE or polygons, ``area`` the mask's, ``source`` is ``mal`` and ``mask_quality`` an
-    estimate of the mask's IoU with the truth, see :func:`mask_quality`. Crowd annotations are
+    estimate of the mask's IoU with the truth, see :func:`mask_quality`; ``iscrowd`` becomes 0 or 1,
+    as evaluators need it. Crowd annotations are
     not labeled: one without a mask gets its box as RLE, so that stock loaders can read it.
     Annotations that could not be labeled are left out of the label file, since no loader could
     use them, and stand whole in ``<out_file>.report.json`` with the reason (NaN as null there); so
