@@ -15,7 +15,7 @@ REQUIRED = {
     "mmdet": ("3.5.0", "onedl-mmdetection"),
     "mmpretrain": ("1.3.5", "onedl-mmpretrain"),
     "pycocotools": (None, "pycocotools"),
-    "faster_coco_eval": ("1.6.0", "faster-coco-eval"),
+    "faster_coco_eval": ("1.6.5", "faster-coco-eval"),
     "numba": ("0.60.0", "numba"),
     "rich": (None, "rich"),
 }
