@@ -14,21 +14,24 @@ Maps are laid out as one vector, row after row and crop after crop, without the 
 from the box, so that a neighbour is a fixed number of places away. At the border of a crop, and
 where the next row is missing, the place holds some other pixel, to which the weight is 0. Rows are
 missing only next to such as are outside the box, and so background whatever they are told. On a
-CPU compiled code takes one crop through all steps while it is in a core's cache; elsewhere a step
-is a few multiplications of vectors, for all crops at once.
+CPU compiled code takes one crop through all steps while it is in a core's cache, on a GPU a kernel
+does so; elsewhere a step is a few multiplications of vectors, for all crops at once.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from torch import Tensor
 
 MAX_LOG_ODDS = math.log(9.0)  # x is clamped to [0.1, 0.9] after every step
@@ -150,11 +153,37 @@ def _iterate(
         follows = F.pad(rows[dy:] - rows[: len(rows) - dy] == dy, [0, dy])
         vector[inside] = weight.flatten(0, 1)[rows].mul_(follows[:, None]).flatten()
         offsets.append(dy * width + dx)
-    steps = compiled_steps if probs.device.type == "cpu" else torch_steps
+    steps = torch_steps
+    if probs.device.type == "cpu":
+        steps = compiled_steps
+    elif probs.device.type == "cuda":
+        steps = gpu_steps(probs.device)
     log_odds = steps(log_odds, log_box, laid_out, offsets, bounds, num_steps)
     masks = rows.new_zeros(batch * height, width, dtype=torch.bool)
     masks[rows] = log_odds[inside].view(-1, width) > 0
     return masks.view(batch, height, width)
+
+
+@functools.cache
+def gpu_steps(device: torch.device) -> Callable[..., Tensor]:
+    """``triton_steps``, or :func:`torch_steps` and a warning where Triton is not at work."""
+    try:
+        from .mean_field_triton import triton_steps
+
+        place = torch.zeros(1, device=device)
+        triton_steps(
+            place, place, place[None], [0], [0, 1], 1
+        )  # compiles, which needs a C compiler
+    except Exception as error:  # Triton's, the compiler's or the driver's
+        print_log(
+            f"The mean field runs in PyTorch's operations, which is slow: Triton does not work on "
+            f"{device} ({type(error).__name__}: {error}). It needs a C compiler and the headers of "
+            "Python.",
+            logger="current",
+            level=logging.WARNING,
+        )
+        return torch_steps
+    return triton_steps
 
 
 def torch_steps(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib
 import math
+import sys
 
 import pytest
 import skimage.data
@@ -42,11 +43,24 @@ def naive_mean_field(probs, box, images, zeta, omega, k, steps, eps):
     return (x > 0.5).view_as(probs)
 
 
-@pytest.fixture(params=["compiled", "torch"])
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The kernel for GPUs, run by Triton's interpreter on the CPU."""
+    module = pytest.importorskip("mal_mmdet.models.losses.mean_field_triton", reason="no Triton")
+    from triton.runtime.interpreter import InterpretedFunction
+
+    monkeypatch.setattr(module, "crop_steps", InterpretedFunction(module.crop_steps.fn))
+    return module.triton_steps
+
+
+@pytest.fixture(params=["compiled", "torch", "triton"])
 def path(request, monkeypatch):
-    """Both ways to make the steps: that of a CPU, and on a CPU that of other devices."""
+    """The ways to make the steps: that of a CPU, and on a CPU those of other devices."""
     if request.param == "torch":
         monkeypatch.setattr(MODULE, "compiled_steps", MODULE.torch_steps)
+    elif request.param == "triton":
+        steps = request.getfixturevalue("interpreted")
+        monkeypatch.setattr(MODULE, "compiled_steps", steps)
 
 
 def example(smooth=True, dtype=torch.float64):
@@ -161,7 +175,8 @@ def test_images_smaller_than_the_neighbourhood(path):
 
 def test_nothing_outside_the_box(path):
     probs, box, images = example()
-    assert not mean_field(torch.ones_like(probs), box, images)[box == 0].any()
+    masks = mean_field(torch.ones_like(probs), box, images, num_steps=20)
+    assert masks.any() and not masks[box == 0].any()
 
 
 def test_stopping_at_the_fixed_point_changes_nothing(monkeypatch):
@@ -210,12 +225,97 @@ def test_maps_that_are_not_contiguous(path):
     probs, box, images = example()
     strided = [maps.movedim(0, -1).contiguous().movedim(-1, 0) for maps in (probs, box, images)]
     assert not strided[0].is_contiguous()
-    expected = mean_field(probs, box, images)
-    assert expected.any() and torch.equal(mean_field(*strided), expected)
+    expected = mean_field(probs, box, images, num_steps=20)
+    assert expected.any() and torch.equal(mean_field(*strided, num_steps=20), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(path, dtype):
     halves = [maps.to(dtype) for maps in example()]
-    masks = mean_field(*halves)
-    assert masks.any() and torch.equal(masks, mean_field(*(maps.float() for maps in halves)))
+    masks = mean_field(*halves, num_steps=20)
+    singles = [maps.float() for maps in halves]
+    assert masks.any() and torch.equal(masks, mean_field(*singles, num_steps=20))
+
+
+def test_a_crop_of_many_blocks_in_the_kernel(interpreted, monkeypatch):
+    """Photographs, with boxes of more places than the kernel works on at once."""
+    module = importlib.import_module("mal_mmdet.models.losses.mean_field_triton")
+    monkeypatch.setattr(module, "PLACES", 64)
+    photo = torch.from_numpy(skimage.data.coffee()).permute(2, 0, 1)[None].double() / 60 - 2
+    images = torch.cat([photo[..., y : y + 30, y : y + 20] for y in (0, 80, 160)])
+    probs = torch.rand(3, 30, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    box = torch.zeros_like(probs)
+    for i, side in enumerate((3, 11, 30)):
+        box[i, :side, :side] = 1
+    expected = mean_field(probs, box, images, num_steps=11)
+    monkeypatch.setattr(MODULE, "compiled_steps", interpreted)
+    assert torch.equal(mean_field(probs, box, images, num_steps=11), expected)
+    assert 50 < expected.sum() < box.sum()
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+def test_the_kernel_compiles_for_gpus(capability, dtype):
+    module = pytest.importorskip("mal_mmdet.models.losses.mean_field_triton", reason="no Triton")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = dict(NEIGHBOURS=4, LIMIT=MODULE.MAX_LOG_ODDS, PLACES=module.PLACES)
+    signature = dict.fromkeys(("log_odds", "log_box", "weights"), f"*{dtype}")
+    signature |= dict(offsets="*i64", bounds="*i64", length="i32", num_steps="i32")
+    signature |= dict.fromkeys(constants, "constexpr")
+    kernel = triton.compile(
+        ASTSource(module.crop_steps, signature, constants),
+        target=GPUTarget("cuda", capability, 32),
+        options=dict(num_warps=module.NUM_WARPS),
+    )
+    code = kernel.asm["ptx"]
+    assert "bar.sync" in code  # between the steps
+    assert "ld.global" in code and "ld.global.nc" not in code  # what others wrote is seen
+    assert kernel.asm["cubin"]
+
+
+def test_a_gpu_takes_the_kernel(interpreted):
+    assert MODULE.gpu_steps.__wrapped__(torch.device("cpu")) is interpreted
+
+
+def test_without_triton_the_steps_are_pytorchs(monkeypatch):
+    said = []
+    monkeypatch.setattr(MODULE, "print_log", lambda text, **kwargs: said.append(text))
+    monkeypatch.setitem(sys.modules, "mal_mmdet.models.losses.mean_field_triton", None)
+    assert MODULE.gpu_steps.__wrapped__(torch.device("cpu")) is MODULE.torch_steps
+    assert len(said) == 1 and "Triton does not work on cpu" in said[0]
+
+
+def test_a_kernel_that_cannot_be_compiled_is_replaced(interpreted, monkeypatch):
+    said = []
+    monkeypatch.setattr(MODULE, "print_log", lambda text, **kwargs: said.append(text))
+    module = importlib.import_module("mal_mmdet.models.losses.mean_field_triton")
+
+    def steps(*args):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(module, "triton_steps", steps)
+    assert MODULE.gpu_steps.__wrapped__(torch.device("cpu")) is MODULE.torch_steps
+    assert len(said) == 1 and "(RuntimeError: Failed to find C compiler)" in said[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("steps", ["triton_steps", "torch_steps"])
+def test_a_gpu_gives_the_masks_of_a_cpu(steps, monkeypatch):
+    device = torch.device("cuda", 0)
+    assert MODULE.gpu_steps(device).__name__ == "triton_steps"
+    if steps == "torch_steps":
+        monkeypatch.setattr(MODULE, "gpu_steps", lambda device: MODULE.torch_steps)
+    photo = torch.from_numpy(skimage.data.coffee()).permute(2, 0, 1)[None].double() / 60 - 2
+    images = torch.cat([photo[..., y : y + 128, y : y + 128] for y in (0, 90, 180, 270)])
+    probs = torch.rand(4, 128, 128, generator=torch.Generator().manual_seed(0)).double()
+    box = torch.zeros_like(probs)
+    for i, side in enumerate((3, 20, 75, 128)):
+        box[i, :side, :side] = 1
+    expected = mean_field(probs, box, images)
+    found = mean_field(*(maps.to(device) for maps in (probs, box, images))).cpu()
+    # Exact ties, at which rounding decides, are few.
+    assert (found == expected)[box > 0].float().mean() > 0.999
+    assert 1000 < expected.sum() < box.sum()
