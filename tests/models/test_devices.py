@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing that the labeler computes mixes the device of its weights with the CPU."""
+
+import copy
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+
+from tests.conftest import ROOT
+from tests.other_device import OTHER, OtherTensor, other_device
+
+SIZE = 64
+AREAS = (500.0, 5000.0, 50000.0)  # small, medium, large
+CONFIGS = [ROOT / "configs/mal/mal_vit-demo_1xb16_demo.py"]
+CONFIGS += sorted((ROOT / "configs/mal/ablations").glob("de*.py"))  # decoders, demo's encoders
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def models(request):
+    """The same model on the CPU and on the other device."""
+    cfg = Config.fromfile(request.param)
+    cfg.model.mil_loss.warmup_iters = cfg.model.crf_loss.warmup_iters = 0
+    cfg.model.crf_loss.num_steps = 3  # after more, rounding may decide
+    cfg.model.return_features = True
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).train()
+    with other_device() as device:
+        there = copy.deepcopy(model).to(device)
+        assert all(isinstance(p, OtherTensor) and p.device == OTHER for p in there.parameters())
+        yield model, there
+
+
+def crops():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+
+
+def test_losses_and_gradients(models):
+    found = []
+    for model in models:
+        box = torch.tensor([[10.0, 12.0, 50.0, 56.0]])
+        samples = [
+            DetDataSample(gt_instances=InstanceData(bboxes=box, areas=torch.tensor([area])))
+            for area in AREAS
+        ]
+        views = ("student", "teacher")
+        data = dict(
+            inputs={view: [*crops()] for view in views},
+            data_samples=dict.fromkeys(views, samples),
+        )
+        losses = model(**model.data_preprocessor(data, training=True), mode="loss")
+        sum(losses.values()).backward()
+        gradients = [p.grad for p in model.student.parameters() if p.grad is not None]
+        found.append([*losses.values(), *gradients])
+    here, there = found
+    assert len(here) == len(there) > 10 and any(x.abs().sum() > 0 for x in here[2:])
+    for a, b in zip(here, there):
+        assert a.device.type == "cpu" and b.device == OTHER
+        torch.testing.assert_close(b.detach().cpu(), a.detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_predictions_are_on_the_cpu(models):
+    found = []
+    for model in models:
+        boxes = torch.tensor([[10.0, 12.0, 50.0, 56.0]]).repeat(3, 1)
+        instances = InstanceData(
+            ori_bboxes=boxes,
+            crop_bboxes=torch.tensor([[0.0, 2.0, 60.0, 64.0]]).repeat(3, 1),
+            areas=torch.tensor(AREAS),
+            labels=torch.zeros(3, dtype=torch.int64),
+        )
+        sample = DetDataSample(gt_instances=instances, metainfo=dict(ori_shape=(70, 65)))
+        data = dict(inputs=[crops()], data_samples=[sample])
+        batch = model.eval().data_preprocessor(data, training=False)
+        [sample] = model(**batch, mode="predict")
+        found.append(sample.pred_instances)
+    here, there = found
+    assert {"masks", "scores", "mask_quality", "features"} < set(here.keys()) == set(there.keys())
+    for key, value in here.items():
+        assert there[key].device.type == "cpu", key
+        torch.testing.assert_close(there[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_mixture_is_found():
+    with other_device() as device:
+        there = torch.ones(2).to(device)
+        assert (there * 2.0).device == device and (there * torch.tensor(2.0)).tolist() == [2, 2]
+        with pytest.raises(RuntimeError, match="on the CPU"):
+            there + torch.ones(2)
+        with pytest.raises(TypeError, match="NumPy"):
+            there.numpy()
