@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing that the labeler computes mixes the device of its weights with the CPU."""
+"""Nothing of training and labeling mixes the device of the weights with the CPU."""
 
+import contextlib
 import copy
+import json
+from unittest import mock
 
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData
+from pycocotools import mask as coco_mask
 
-from tests.conftest import ROOT
+from mal_mmdet.apis import generate_labels
+from mal_mmdet.checkpoints import load_safely
+from tests.conftest import ROOT, tiny_config
 from tests.other_device import OTHER, OtherTensor, other_device
 
 SIZE = 64
@@ -93,3 +100,28 @@ def test_a_mixture_is_found():
             there + torch.ones(2)
         with pytest.raises(TypeError, match="NumPy"):
             there.numpy()
+
+
+def test_a_training_and_its_labels(demo, tmp_path):
+    """With all hooks; what is written is on the CPU."""
+    boxes, weights, labels = demo / "boxes_val.json", [], []
+    for name, where in (("here", contextlib.nullcontext("cpu")), ("there", other_device())):
+        options = {"train_cfg.max_epochs": 1, "randomness": dict(seed=0)}
+        options["custom_hooks.1.interval"] = 1  # pictures of masks
+        cfg = tiny_config(demo, tmp_path / name, **options)
+        with where as device, mock.patch("mmengine.runner.runner.get_device", str(device).format):
+            runner = Runner.from_cfg(cfg)
+            assert {p.device for p in runner.model.parameters()} == {torch.device(device)}
+            runner.train()
+            checkpoint = tmp_path / name / "epoch_1.pth"
+            out = tmp_path / f"{name}.json"
+            assert generate_labels(cfg, checkpoint, boxes, demo / "val", out) == 0
+        weights.append(load_safely(checkpoint)["state_dict"])
+        labels.append(json.loads(out.read_text())["annotations"])
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-3, atol=1e-4)
+    assert len(labels[0]) == len(labels[1]) > 5
+    for here, there in zip(*labels):
+        masks = [here["segmentation"]], [there["segmentation"]]
+        assert coco_mask.iou(*masks, [0]) > 0.98
+        assert here["mask_quality"] == pytest.approx(there["mask_quality"], abs=0.01)
