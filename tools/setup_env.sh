@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Makes .venv with everything that mal_mmdet needs; a second run finds it done.
 #
-# Usage: bash tools/setup_env.sh [--python PYTHON] [--device auto|cpu|cuda]
+# Usage: bash tools/setup_env.sh [--python PYTHON] [--device auto|cpu|cuda] [--constraints FILE]
+#
+# FILE pins the versions (default: constraints.txt; constraints-lowest.txt holds the lowest ones
+# that requirements.txt allows). It has to pin onedl-mmcv.
 #
 # mmcv ships its operators as source. They are compiled once (10 to 20 minutes on two cores) and
 # kept as a wheel in ${MAL_MMDET_CACHE:-~/.cache/mal_mmdet}, in a folder named after the Python,
@@ -11,10 +14,12 @@ set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 base_python="python3"
 device="auto"
+constraints="$root/constraints.txt"
 while [ $# -gt 0 ]; do
     case "$1" in
         --python) base_python="$2"; shift 2 ;;
         --device) device="$2"; shift 2 ;;
+        --constraints) constraints="$(realpath "$2")"; shift 2 ;;
         *) echo "setup_env.sh: unknown option $1" >&2; exit 2 ;;
     esac
 done
@@ -30,7 +35,7 @@ pip() { "$python" -m pip --disable-pip-version-check "$@"; }
 # What is installed: the device asked for, and the files that say what to install. When they
 # change, the installation runs again; "auto" is content with either device.
 stamp="$venv/.mal_mmdet_installed"
-wanted="$(cd "$root" && cat constraints.txt requirements.txt requirements-dev.txt setup.py)"
+wanted="$(cd "$root" && cat "$constraints" requirements.txt requirements-dev.txt setup.py)"
 if [ -f "$stamp" ] && [ "$(tail -n +2 "$stamp")" = "$wanted" ]; then
     installed="$(head -n 1 "$stamp")"
     if [ "$device" = auto ] || [ "$device" = "$installed" ]; then
@@ -57,7 +62,7 @@ fi
 
 say "installing torch and torchvision (about 5 GB with their CUDA libraries)"
 pip install -q --upgrade pip
-pip install -q -c "$root/constraints.txt" torch torchvision
+pip install -q -c "$constraints" torch torchvision
 # Building mmcv needs a setuptools that reads SPDX licences and still has pkg_resources.
 pip install -q 'setuptools>=77,<82' wheel ninja psutil packaging
 
@@ -93,7 +98,7 @@ PY
 )"
 tag="$("$python" -c 'import sys, torch
 print("cp%d%d-torch%s" % (*sys.version_info[:2], torch.__version__.split("+")[0]))')-$ops"
-mmcv="$(grep '^onedl-mmcv==' "$root/constraints.txt")"
+mmcv="$(grep '^onedl-mmcv==' "$constraints")" || fail "$constraints does not pin onedl-mmcv"
 cache="${MAL_MMDET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mal_mmdet}/wheels/$tag"
 mkdir -p "$cache"
 if ! ls "$cache"/onedl_mmcv-"${mmcv#*==}"-*.whl >/dev/null 2>&1; then
@@ -128,9 +133,9 @@ fi
 
 say "installing mal_mmdet and the OpenMMLab packages"
 wheel="$(ls "$cache"/onedl_mmcv-"${mmcv#*==}"-*.whl)"
-pip install -q -c "$root/constraints.txt" "$wheel"
+pip install -q -c "$constraints" "$wheel"
 pip install -q --force-reinstall --no-deps "$wheel"  # the version may be there for another device
-pip install -q --no-build-isolation -c "$root/constraints.txt" -e "$root" \
+pip install -q --no-build-isolation -c "$constraints" -e "$root" \
     -r "$root/requirements-dev.txt"
 "$python" -c 'import mal_mmdet; print("mal_mmdet", mal_mmdet.__version__, "is installed")'
 # "auto" has found out which device it is.

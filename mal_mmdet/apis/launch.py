@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import sys
+import time
 import zipfile
 import zlib
 from datetime import timedelta
@@ -108,6 +109,8 @@ def leave_group() -> None:
     # part of reference cycles, and of the frames that Python keeps of an uncaught error.
     sys.last_type = sys.last_value = sys.last_traceback = None
     gc.collect()
+    if torch.__version__ < (2, 9):  # there it waits for threads that wait for the interpreter
+        time.sleep(1)
     torch.distributed.destroy_process_group()
 
 

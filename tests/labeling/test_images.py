@@ -95,6 +95,8 @@ KINDS = dict(
 
 @pytest.mark.parametrize("content", KINDS.values(), ids=KINDS)
 def test_every_kind_is_labeled_whatever_its_ending(labeler, content):
+    if content.startswith(b"GIF") and not cv2.haveImageWriter(".gif"):
+        pytest.skip(f"OpenCV {cv2.__version__} reads no GIF")
     assert label(labeler, content, (40, 30), "x.jpg") == 1
 
 

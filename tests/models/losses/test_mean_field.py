@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib
 import math
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mal_mmdet.models.losses import mean_field, pairwise_weights
+from tests.conftest import ROOT
 
 # The package has a function of that name.
 MODULE = importlib.import_module("mal_mmdet.models.losses.mean_field")
@@ -253,27 +255,38 @@ def test_a_crop_of_many_blocks_in_the_kernel(interpreted, monkeypatch):
     assert 50 < expected.sum() < box.sum()
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
-def test_the_kernel_compiles_for_gpus(capability, dtype):
-    module = pytest.importorskip("mal_mmdet.models.losses.mean_field_triton", reason="no Triton")
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from mal_mmdet.models.losses import mean_field_triton as module
 
-    constants = dict(NEIGHBOURS=4, LIMIT=MODULE.MAX_LOG_ODDS, PLACES=module.PLACES)
+constants = dict(NEIGHBOURS=4, LIMIT=module.MAX_LOG_ODDS, PLACES=module.PLACES)
+for dtype in ("fp32", "fp64"):
     signature = dict.fromkeys(("log_odds", "log_box", "weights"), f"*{dtype}")
     signature |= dict(offsets="*i64", bounds="*i64", length="i32", num_steps="i32")
     signature |= dict.fromkeys(constants, "constexpr")
-    kernel = triton.compile(
-        ASTSource(module.crop_steps, signature, constants),
-        target=GPUTarget("cuda", capability, 32),
-        options=dict(num_warps=module.NUM_WARPS),
-    )
-    code = kernel.asm["ptx"]
-    assert "bar.sync" in code  # between the steps
-    assert "ld.global" in code and "ld.global.nc" not in code  # what others wrote is seen
-    assert kernel.asm["cubin"]
+    for capability in (80, 90):
+        kernel = triton.compile(
+            ASTSource(module.crop_steps, signature, constants),
+            target=GPUTarget("cuda", capability, 32),
+            options=dict(num_warps=module.NUM_WARPS),
+        )
+        code = kernel.asm["ptx"]
+        assert "bar.sync" in code  # between the steps
+        assert "ld.global" in code and "ld.global.nc" not in code  # what others wrote is seen
+        print(dtype, capability, len(kernel.asm["cubin"]))
+"""
+
+
+def test_the_kernel_compiles_for_gpus():
+    """In a process of its own: Triton 3.2's interpreter leaves its language changed."""
+    pytest.importorskip("triton", reason="no Triton")
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    sizes = [int(line[2]) for line in lines if line[0] in ("fp32", "fp64")]
+    assert len(sizes) == 4 and min(sizes) > 1000
 
 
 def test_a_gpu_takes_the_kernel(interpreted):
