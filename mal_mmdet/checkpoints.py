@@ -126,14 +126,27 @@ def _wanted(file: Any, error: UnpicklingError) -> str:
 
 
 def guard(load: Callable) -> Callable:
-    """A loader of MMEngine's, wherever it takes its file from, with :func:`load_safely` in it."""
+    """A loader of MMEngine's, wherever it takes its file from, with :func:`load_safely` in it.
+
+    It gives dictionaries alone, and no ``config`` in their ``meta``: to resume, MMEngine runs such
+    a text, to compare numbers of GPUs. Its own checkpoints have none.
+    """
 
     @functools.wraps(load)  # MMEngine logs the name
     def guarded(filename: str, map_location: Any = None) -> Any:
         if _trusted.get():
             return load(filename, map_location)
         with patch.object(torch, "load", load_safely):
-            return load(filename, map_location)
+            content = load(filename, map_location)
+        meta = content.get("meta", {}) if isinstance(content, dict) else None
+        if not isinstance(meta, dict):
+            raise ValueError(
+                f"{filename} is no checkpoint: it, and its 'meta' if it has one, must be "
+                f"dictionaries, but it holds a {type(content).__name__}"
+                + (f" with a {type(meta).__name__} as 'meta'" if isinstance(content, dict) else "")
+            )
+        meta.pop("config", None)
+        return content
 
     return guarded
 

@@ -53,18 +53,26 @@ class _Factories(TorchDispatchMode):
 
 
 def _dispatch(function, args, kwargs):
+    name = function.__name__.partition(".")[0]
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     others = [x for x in tensors if isinstance(x, OtherTensor)]
-    moves = function.__name__.startswith(("_to_copy", "copy_"))
-    # A CPU's number without dimensions, and its indices, are allowed beside a GPU's tensors.
-    allowed = moves or function.__name__.startswith("index")
-    if others and not allowed and any(x.dim() for x in tensors if not isinstance(x, OtherTensor)):
+    mixable = [x for x in tensors if not isinstance(x, OtherTensor)]
+    # As on a GPU: numbers without dimensions may come from the CPU, but not into lists of tensors,
+    # and so may indices, though not its own into a CPU's tensor.
+    if name in ("index", "index_put", "index_put_"):
+        indexed, _, *values = args
+        if others and not isinstance(indexed, OtherTensor):
+            raise RuntimeError(f"{function} of a tensor on the CPU and of others on {OTHER}")
+        mixable = [x for x in values if isinstance(x, torch.Tensor) and x.device != OTHER]
+    if name not in ("cat", "stack"):
+        mixable = [x for x in mixable if x.dim()]
+    if others and mixable and name not in ("_to_copy", "copy_"):
         raise RuntimeError(f"{function} of tensors on {OTHER} and on the CPU")
     there = bool(others)
     if kwargs.get("device") is not None:
         there = torch.device(kwargs["device"]).type == OTHER.type
         kwargs = kwargs | dict(device="cpu")
-    elif function.__name__.startswith("copy_"):
+    elif name == "copy_":
         there = isinstance(args[0], OtherTensor)
 
     def values(x):

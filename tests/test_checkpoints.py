@@ -172,6 +172,85 @@ def test_code_in_a_checkpoint_runs_only_if_it_is_trusted(
     assert made.exists()
 
 
+@pytest.fixture
+def program(tmp_path):
+    """A config as MMEngine would run it, and the file that it makes."""
+    made = tmp_path / "made"
+    return f"import pathlib\npathlib.Path({str(made)!r}).touch()\n", made
+
+
+def test_a_config_in_a_checkpoint_is_not_run(trained, program, tmp_path, monkeypatch):
+    """MMEngine runs it to compare numbers of GPUs; the training goes on without."""
+    monkeypatch.setattr(sys, "argv", [])
+    text, made = program
+    content = torch.load(trained[1], weights_only=False)
+    content["meta"]["config"] = text
+    torch.save(content, tmp_path / "old.pth")
+    train_resumed(trained, None, tmp_path / "old.pth", tmp_path / "out", ())
+    assert any((tmp_path / "out").iterdir())
+    assert not made.exists()
+    train_resumed(trained, None, tmp_path / "old.pth", tmp_path / "out", ["--trust-checkpoint"])
+    assert made.exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_no_other_type_stands_for_a_dictionary(trained, program, tmp_path, monkeypatch, whole):
+    """A record of NumPy's answers to ``in`` and ``[]`` too."""
+    monkeypatch.setattr(sys, "argv", [])
+    text, made = program
+    kinds = [("epoch", "i8"), ("iter", "i8"), ("config", f"U{len(text)}"), ("x", "U6")]
+
+    class Record:
+        def __reduce__(self):
+            record = np.array([(1, 4, text, "config")], kinds)
+            return np.ones(1)[0].__reduce__()[0], (Kinds(), record.tobytes())
+
+    class Kinds:
+        def __reduce__(self):
+            return np.dtype, (kinds,)
+
+    content = torch.load(trained[1], weights_only=False)
+    torch.save(Record() if whole else content | dict(meta=Record()), tmp_path / "record.pth")
+    with pytest.raises(ValueError, match=r"record\.pth is no checkpoint: .* holds a (void|dict)"):
+        train_resumed(trained, None, tmp_path / "record.pth", tmp_path / "out", ())
+    assert not made.exists()
+    if not whole:
+        with pytest.raises(AttributeError, match="void"):  # after MMEngine ran it
+            train_resumed(
+                trained, None, tmp_path / "record.pth", tmp_path / "out", ["--trust-checkpoint"]
+            )
+        assert made.exists()
+
+
+@pytest.mark.parametrize("metrics", [1, 2])
+def test_a_checkpoint_removes_no_files_but_its_hooks(trained, demo, tmp_path, metrics):
+    """It says which files are outdated; what it names outside the work dir stays."""
+    home, out = tmp_path / "home", tmp_path / "out"
+    (home / "sub").mkdir(parents=True)
+    (home / "sub" / "x.txt").write_text("precious")
+    (home / "best_x.pth").write_text("precious")
+    content = torch.load(trained[1], weights_only=False)
+    hub, keys = content["message_hub"], ["mask/miou", "mask/miou_large"][:metrics]
+    names = ["best_ckpt"] if metrics == 1 else [f"best_ckpt_{key}" for key in keys]
+    victims = [str(home / "sub"), str(home / "best_x.pth")]
+    for name, victim in zip(names, victims[::-1] if metrics == 1 else victims):
+        hub["runtime_info"][name], hub["resumed_keys"][name] = victim, True
+    hub["runtime_info"]["keep_ckpt_ids"] = ["../../home/best_x"] * 9
+    hub["resumed_keys"]["keep_ckpt_ids"] = True
+    torch.save(content, tmp_path / "names.pth")
+    ema = [dict(type="EMAHook")]
+    cfg = tiny_config(demo, out, **{"train_cfg.max_epochs": 2, "custom_hooks": ema})
+    cfg.val_cfg, cfg.val_dataloader = dict(type="ValLoop"), cfg.test_dataloader
+    cfg.val_evaluator = cfg.test_evaluator
+    cfg.default_hooks.checkpoint.update(save_best=keys, rule="greater", filename_tmpl="{}.pth")
+    cfg.resume, cfg.load_from = True, str(tmp_path / "names.pth")
+    Runner.from_cfg(cfg).train()
+    assert {p.name for p in out.glob("best_*")} == {
+        f"best_{key.replace('/', '_')}_2.pth" for key in keys
+    }
+    assert (home / "sub" / "x.txt").exists() and (home / "best_x.pth").exists()
+
+
 def test_an_honest_checkpoint_is_read_whole(trained):
     found = CheckpointLoader.load_checkpoint(str(trained[1]))
     expected = torch.load(trained[1], weights_only=False)

@@ -92,12 +92,32 @@ def test_predictions_are_on_the_cpu(models):
         torch.testing.assert_close(there[key], value, rtol=1e-3, atol=1e-5)
 
 
-def test_a_mixture_is_found():
+def test_what_a_gpu_allows():
     with other_device() as device:
         there = torch.ones(2).to(device)
         assert (there * 2.0).device == device and (there * torch.tensor(2.0)).tolist() == [2, 2]
+        there[torch.tensor([1])] = torch.tensor(3.0)
+        assert there[torch.tensor([1])].tolist() == [3] and there[there > 1].device == device
+
+
+MIXTURES = dict(
+    add=lambda there, here: there + here,
+    index=lambda there, here: here[there.long()],
+    mask=lambda there, here: here[there > 0],
+    put=lambda there, here: here.index_put_((there.long(),), torch.tensor(1.0)),
+    put_values=lambda there, here: there.index_put_((there.long(),), here),
+    index_select=lambda there, here: there.index_select(0, here.long()),
+    index_add=lambda there, here: there.index_add_(0, here.long(), here),
+    stack=lambda there, here: torch.stack([there[0], here[0]]),
+)
+
+
+@pytest.mark.parametrize("mix", MIXTURES.values(), ids=MIXTURES)
+def test_a_mixture_is_found(mix):
+    with other_device() as device:
+        there = torch.ones(2).to(device)
         with pytest.raises(RuntimeError, match="on the CPU"):
-            there + torch.ones(2)
+            mix(there, torch.ones(2))
         with pytest.raises(TypeError, match="NumPy"):
             there.numpy()
 

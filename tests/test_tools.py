@@ -12,6 +12,7 @@ import re
 import runpy
 import subprocess
 import sys
+import time
 import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -401,6 +402,7 @@ label_writer.SHARD_BOXES = 1
 write = LabelShards.write
 def write_or_die(self, *args):
     if os.environ["RANK"] == os.environ.get("DYING_RANK") and self.shards():
+        open("died", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
     write(self, *args)
 LabelShards.write = write_or_die
@@ -431,9 +433,12 @@ def test_two_processes_write_the_bytes_of_one(trained, demo, tmp_path):
             env["DYING_RANK"] = dying
         else:
             env.pop("DYING_RANK")
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path
+        )
         assert (done.returncode != 0) == (dying is not None), done.stderr[-3000:]
         if dying:
+            assert time.time() - (tmp_path / "died").stat().st_mtime < 60
             assert "Signal 9 (SIGKILL) received" in done.stderr and not two.exists()
             assert list((tmp_path / "two.json.shards").glob("*.shard"))
     assert one.read_bytes() == two.read_bytes()

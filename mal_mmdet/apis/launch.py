@@ -109,8 +109,8 @@ def leave_group() -> None:
     # part of reference cycles, and of the frames that Python keeps of an uncaught error.
     sys.last_type = sys.last_value = sys.last_traceback = None
     gc.collect()
-    if torch.__version__ < (2, 9):  # there it waits for threads that wait for the interpreter
-        time.sleep(1)
+    if torch.__version__ < (2, 9):
+        time.sleep(1)  # there it waits for threads that wait for the interpreter: let them be done
     torch.distributed.destroy_process_group()
 
 

@@ -94,7 +94,18 @@ class SafeCheckpointHook(CheckpointHook):
         self._skipped = 0  # samples that this epoch's earlier part has seen, of all ranks
 
     def before_train(self, runner: Runner) -> None:
+        # A checkpoint that is resumed from says which files this hook may remove. It is taken at
+        # its word only for names that this hook makes, in its folder.
+        known = runner.message_hub.runtime_info
+        ids = known.get("keep_ckpt_ids", [])
+        if not (isinstance(ids, list) and all(type(number) is int for number in ids)):
+            known["keep_ckpt_ids"] = []
         super().before_train(runner)
+        if self.save_best is not None and len(self.key_indicators) == 1:
+            self.best_ckpt_path = self._own(self.best_ckpt_path)
+        elif self.save_best is not None:
+            paths = self.best_ckpt_path_dict.items()
+            self.best_ckpt_path_dict = {key: self._own(path) for key, path in paths}
         if is_main_process():
             for left in Path(self.out_dir).glob(".*.pth.*"):  # of a process that was killed
                 left.unlink()
@@ -103,6 +114,11 @@ class SafeCheckpointHook(CheckpointHook):
         if self._skipped:
             runner.train_dataloader.sampler.start = self._skipped // get_world_size()
         stop_signals.noting = stop_signals.handling
+
+    def _own(self, path: Any) -> str | None:
+        """The best checkpoint of that name here, wherever the work dir was when it was written."""
+        name = Path(path).name if isinstance(path, str) else ""
+        return self.file_backend.join_path(self.out_dir, name) if name[:5] == "best_" else None
 
     def after_train_iter(
         self,
@@ -182,10 +198,13 @@ class SafeCheckpointHook(CheckpointHook):
         """Lets files that the parent removes stay until what it writes is there."""
         backend, outdated = self.file_backend, []
         self.file_backend = copy.copy(backend)
-        self.file_backend.remove = outdated.append
+        self.file_backend.remove = self.file_backend.rmtree = outdated.append
         try:
             yield
         finally:
             self.file_backend = backend
         for path in outdated:
-            backend.remove(path)
+            if backend.isdir(path):  # of another strategy, DeepSpeed
+                backend.rmtree(path)
+            else:
+                backend.remove(path)

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -67,18 +67,19 @@ def load_tensors(path: str | Path) -> Any:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            # torch.load would hand such a file to torch.jit, which runs the code in it.
-            if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                raise ValueError(f"{path} is a TorchScript program, expected a checkpoint")
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise ValueError(f"{path} is a TorchScript program, expected a checkpoint")
+
     module = SimpleNamespace(
         __name__="TensorUnpickler",
         Unpickler=TensorUnpickler,
         load=lambda file, **kwargs: TensorUnpickler(file, **kwargs).load(),
     )
     try:
-        return torch.load(path, map_location="cpu", pickle_module=module, weights_only=False)
+        # torch.load hands TorchScript to torch.jit, which would run the code in it.
+        with patch.object(torch.jit, "load", refuse):
+            return torch.load(path, map_location="cpu", pickle_module=module, weights_only=False)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path} is not a torch checkpoint: {error}") from error
 

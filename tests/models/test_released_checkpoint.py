@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -195,10 +196,14 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
         assert loaded["weights"].tolist() == [0, 1, 2] and len(loaded["objects"]) == 2
     assert not (tmp_path / "attacked").exists()
 
-    # torch.load runs such a file in spite of its unpickler.
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.ckpt")
-    with pytest.raises(ValueError, match=r"program.ckpt is a TorchScript program"):
-        load_tensors(tmp_path / "program.ckpt")
+    # torch.load runs such a file in spite of its unpickler, also one that Python sees no zip in.
+    program = tmp_path / "program.ckpt"
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), program)
+    for end in (b"", b"PK\x05\x06"):
+        program.write_bytes(program.read_bytes() + end)
+        assert zipfile.is_zipfile(program) == (not end)
+        with pytest.raises(ValueError, match=r"program.ckpt is a TorchScript program"):
+            load_tensors(program)
 
 
 def test_unusable_files_say_why(tmp_path):

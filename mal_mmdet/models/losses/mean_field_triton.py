@@ -31,6 +31,7 @@ def crop_steps(
 
     ``log_odds`` has two vectors of ``length``: each step reads one and writes the other.
     """
+    length = tl.cast(length, tl.int64)  # of which there are as many vectors as neighbours
     first = tl.load(bounds + tl.program_id(0))
     last = tl.load(bounds + tl.program_id(0) + 1)
     for step in range(num_steps):
