@@ -118,7 +118,9 @@ class SafeCheckpointHook(CheckpointHook):
     def _own(self, path: Any) -> str | None:
         """The best checkpoint of that name here, wherever the work dir was when it was written."""
         name = Path(path).name if isinstance(path, str) else ""
-        return self.file_backend.join_path(self.out_dir, name) if name[:5] == "best_" else None
+        if not name.startswith("best_"):
+            return None
+        return self.file_backend.join_path(self.out_dir, name)
 
     def after_train_iter(
         self,

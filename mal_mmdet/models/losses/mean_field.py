@@ -171,9 +171,10 @@ def gpu_steps(device: torch.device) -> Callable[..., Tensor]:
         from .mean_field_triton import triton_steps
 
         place = torch.zeros(1, device=device)
-        triton_steps(
-            place, place, place[None], [0], [0, 1], 1
-        )  # compiles, which needs a C compiler
+        # Compiles, which needs a C compiler, and waits for the kernel.
+        triton_steps(place, place, place[None], [0], [0, 1], 1).item()
+    except torch.OutOfMemoryError:  # says nothing about Triton
+        raise
     except Exception as error:  # Triton's, the compiler's or the driver's
         print_log(
             f"The mean field runs in PyTorch's operations, which is slow: Triton does not work on "

@@ -314,6 +314,17 @@ def test_a_kernel_that_cannot_be_compiled_is_replaced(interpreted, monkeypatch):
     assert len(said) == 1 and "(RuntimeError: Failed to find C compiler)" in said[0]
 
 
+def test_a_full_gpu_does_not_replace_the_kernel(interpreted, monkeypatch):
+    module = importlib.import_module("mal_mmdet.models.losses.mean_field_triton")
+
+    def steps(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "triton_steps", steps)
+    with pytest.raises(torch.OutOfMemoryError):
+        MODULE.gpu_steps.__wrapped__(torch.device("cpu"))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("steps", ["triton_steps", "torch_steps"])
 def test_a_gpu_gives_the_masks_of_a_cpu(steps, monkeypatch):
