@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
@@ -55,14 +54,12 @@ class MaskNetwork(BaseModule):
     def predict(self, images: Tensor, areas: Tensor) -> Tensor:
         """:meth:`forward`, where on a CPU no bit of a crop's logits depends on its neighbours.
 
-        Libraries choose how to sum by the shape of a batch. A ViT's matrix products have rows
-        enough not to notice; the decoder has a row for each crop, so it gets them one by one. On
-        a GPU, where that would be slow, it does not.
+        An encoder's products have rows enough to be summed alike in any batch; a decoder has its
+        own way. On a GPU, where that would be slow, bits depend on the batch.
         """
         features = self._features(images)
-        if features.device.type != "cpu":
-            return self.decoder(features, areas)
-        return torch.cat([self.decoder(*crop) for crop in zip(features.split(1), areas.split(1))])
+        decode = self.decoder.predict if features.device.type == "cpu" else self.decoder
+        return decode(features, areas)
 
     def _features(self, images: Tensor) -> Tensor:
         features = self.backbone(images)[-1]

@@ -64,13 +64,23 @@ def test_a_crop_whose_rest_the_encoder_cuts_off():
         run(model, size=100)
 
 
-@pytest.mark.parametrize("decoder", decoders.__all__)
-def test_predicted_logits_do_not_depend_on_the_batch(decoder):
-    model = network(dict(type=decoder, in_channels=32, channels=48)).eval()
-    images, areas = torch.randn(9, 3, 32, 32), torch.tensor([500.0, 5e3, 5e4] * 3)
-    with torch.no_grad():
-        together = model.predict(images, areas)
-        for size in (1, 2, 4):
-            batches = zip(images.split(size), areas.split(size))
-            assert torch.equal(torch.cat([model.predict(*batch) for batch in batches]), together)
-        torch.testing.assert_close(together, model(images, areas))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "decoder",
+    [dict(type=name) for name in decoders.__all__]
+    + [dict(type="AttentionDecoder", scale_adaptive=False)],
+)
+def test_predicted_logits_do_not_depend_on_the_batch(decoder, dtype):
+    """Maps from 2 to 32 cells a side; batches that leave one crop, and sizes of which one is."""
+    model = network(dict(decoder, in_channels=32, channels=48), patch_size=4).eval()
+    images = torch.randn(9, 3, 32, 32)
+    mixed = torch.tensor([500.0, 5e3, 5e4] * 3)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+        for areas in (mixed, *(torch.full_like(mixed, area) for area in mixed[:3])):
+            together = model.predict(images, areas)
+            for size in (1, 2, 4):
+                batches = zip(images.split(size), areas.split(size))
+                apart = torch.cat([model.predict(*batch) for batch in batches])
+                assert torch.equal(apart, together)
+            if dtype is torch.float32:
+                torch.testing.assert_close(together, model(images, areas))

@@ -56,16 +56,33 @@ class PixelDecoder(BaseModule, metaclass=ABCMeta):
         Returns:
             Shape (B, 4h, 4w).
         """
+        return self._logits_by_size(self.keys(features), features, areas)
+
+    def predict(self, features: Tensor, areas: Tensor) -> Tensor:
+        """:meth:`forward`, where on a CPU no bit of a crop's logits depends on its neighbours.
+
+        Libraries choose how to sum by the shape of a batch. A key is a row of a matrix product,
+        in which few rows are summed otherwise than many: keys are made one by one. Of
+        convolutions PyTorch only treats a lone map otherwise: it gets a copy for company.
+        """
+        keys = torch.cat([self.keys(crop) for crop in features.split(1)])
+        return self._logits_by_size(keys, features, areas, fewest=2)
+
+    def _logits_by_size(
+        self, keys: Tensor, features: Tensor, areas: Tensor, fewest: int = 1
+    ) -> Tensor:
+        """Logits from maps at the scale of each object's size, ``fewest`` maps at a time."""
         size = (4 * features.shape[2], 4 * features.shape[3])
-        keys = self.keys(features)
         if not self.scale_adaptive:
-            return self._logits(keys, features, size)
+            areas = torch.full_like(areas, AREA_LIMITS[-1])  # medium objects: maps as they are
         groups = torch.bucketize(areas, areas.new_tensor(AREA_LIMITS))
         logits = None
         for group, scale in enumerate(SCALES):
             chosen = (groups == group).nonzero().squeeze(1)
             if len(chosen) == 0:
                 continue
+            if len(chosen) < fewest:
+                chosen = chosen.repeat(fewest)
             part = self._logits(keys[chosen], resize(features[chosen], scale), size)
             if logits is None:
                 logits = part.new_zeros(len(areas), *size)
