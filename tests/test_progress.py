@@ -285,10 +285,13 @@ def test_the_quickstart_passes_progress_on(tmp_path, monkeypatch, capsys):
     ]
     script = tmp_path / "stage.py"
     script.write_text("\n".join(f"print({line!r})" for line in lines))
-    stages.run("stage", tmp_path, script)
+    stages.run("a stage", tmp_path, script)
     shown = capsys.readouterr().out.splitlines()
-    assert shown[-2:] == ["Epoch(train)  [3][25/47]  eta: 0:19:03", lines[1]]
-    assert (tmp_path / "quickstart.log").read_text().splitlines() == lines
+    assert shown[1:-1] == [
+        "a stage: Epoch(train)  [3][25/47]  eta: 0:19:03",
+        f"a stage: {lines[1]}",
+    ]
+    assert (tmp_path / "logs/a-stage.log").read_text().splitlines() == lines
 
 
 def test_a_command_that_fails_gives_the_terminal_back(demo, tmp_path):

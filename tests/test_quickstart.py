@@ -4,6 +4,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -34,27 +35,79 @@ def test_a_failing_stage_stops_with_its_output_and_is_not_done(tmp_path):
     with pytest.raises(SystemExit, match=r"(?s)stage failed.*the reason"):
         quickstart.Stages(tmp_path).run("stage", tmp_path, script)
     failed = json.loads((tmp_path / "stages.json").read_text())["stage"]
-    assert not failed["done"] and failed["seconds"] > 0
+    assert not failed["done"] and len(failed["spans"]) == 1
     script.write_text("")
     quickstart.Stages(tmp_path).run("stage", tmp_path, script)
     stage = json.loads((tmp_path / "stages.json").read_text())["stage"]
-    assert stage["done"] and stage["seconds"] > failed["seconds"]
+    assert stage["done"] and stage["spans"][0] == failed["spans"][0] and len(stage["spans"]) == 2
+
+
+def test_stages_side_by_side_count_once():
+    assert quickstart.covered([]) == 0
+    assert quickstart.covered([[10.0, 14.0], [20.0, 21.0]]) == 5
+    assert quickstart.covered([[20.0, 21.0], [10.0, 14.0], [11.0, 12.0], [13.0, 15.0]]) == 6
+
+
+def test_lanes_overlap_and_the_first_error_ends_them_all(tmp_path):
+    """One that fails at once, one that would take a minute and gets to tidy up."""
+    stages = quickstart.Stages(tmp_path)
+    (tmp_path / "meet.py").write_text(
+        "import pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "while not pathlib.Path(sys.argv[2]).exists(): time.sleep(0.01)\n"
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    quickstart.side_by_side(
+        stages,
+        lambda: stages.run("first", one, tmp_path / "meet.py", one, two),
+        lambda: stages.run("second", two, tmp_path / "meet.py", two, one),
+    )
+    seconds = stages.seconds
+    assert seconds["total"] < seconds["first"] + seconds["second"]
+
+    (tmp_path / "long.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "def tidy(*args): pathlib.Path(sys.argv[2]).touch(); sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, tidy)\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "time.sleep(60)\n"
+    )
+    (tmp_path / "fail.py").write_text(
+        "import pathlib, sys, time\n"
+        "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)\n"
+        "raise RuntimeError('the reason')\n"
+    )
+    started, tidy, never = tmp_path / "started", tmp_path / "tidy", tmp_path / "never"
+
+    def interrupted():
+        stages.run("long", tidy, tmp_path / "long.py", started, tidy)
+        stages.run("after it", never, tmp_path / "meet.py", never, never)
+
+    start = time.monotonic()
+    with pytest.raises(SystemExit, match=r"(?s)fail failed.*the reason"):
+        quickstart.side_by_side(
+            stages, interrupted, lambda: stages.run("fail", one, tmp_path / "fail.py", started)
+        )
+    assert time.monotonic() - start < 30
+    assert tidy.exists() and not never.exists()
 
 
 def test_summary(tmp_path, capsys):
     for name, miou in dict(mal=0.8, box=0.5, grabcut=0.6).items():
         (tmp_path / f"miou_{name}.json").write_text(json.dumps(dict(miou=miou)))
     for name, ap in dict(mal=0.36, human=0.4, box=0.2).items():
-        for time, value in (("20260101_1", 0.0), ("20260101_2", ap)):  # the last test counts
-            folder = tmp_path / f"test_{name}" / time
+        for when, value in (("20260101_1", 0.0), ("20260101_2", ap)):  # the last test counts
+            folder = tmp_path / f"test_{name}" / when
             folder.mkdir(parents=True)
-            (folder / f"{time}.json").write_text(json.dumps({"coco/segm_mAP": value}))
-    summary = quickstart.summarize(tmp_path, dict(a=1.5, b=2.0))
+            (folder / f"{when}.json").write_text(json.dumps({"coco/segm_mAP": value}))
+    seconds = dict(a=1.5, b=2.0, total=2.5)
+    summary = quickstart.summarize(tmp_path, seconds)
     assert summary["label_miou"] == 0.8 and summary["mask_ap"]["human"] == 0.4
     assert summary["retention"] == pytest.approx(0.9)
-    assert summary["seconds"] == dict(a=1.5, b=2.0, total=3.5)
+    assert summary["seconds"] == seconds
     quickstart.print_summary(summary)
-    assert "retention: 0.900" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "retention: 0.900" in shown and "time: 2 s" in shown
 
 
 def test_help_and_unknown_options():

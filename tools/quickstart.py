@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole main job on the demo data, as the commands that a user would type, and a summary.
 
-A stage whose results are there is skipped; delete the work dir to start over.
+What needs MAL's labels and what does not run side by side, with half of the cores each. A stage
+whose results are there is skipped; delete the work dir to start over.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -34,60 +39,113 @@ console = Console()
 
 
 class Stages:
-    """Runs the stages of the job and remembers in ``stages.json`` what each one took.
+    """Runs the stages of the job and remembers in ``stages.json`` when each one ran.
 
-    A stage that was interrupted counts all of its attempts.
+    A stage that was interrupted counts all of its attempts. Several threads may run stages.
     """
 
     def __init__(self, work_dir: Path) -> None:
         self.file = work_dir / "stages.json"
         self.stages = json.loads(self.file.read_text()) if self.file.exists() else {}
-        self.log_file = work_dir / "quickstart.log"
+        self.logs = work_dir / "logs"
+        self.logs.mkdir(exist_ok=True)
+        self._lock = threading.Lock()  # of what follows, and of the stages
+        self._running: set[subprocess.Popen] = set()
+        self._stopped = False
 
     @property
     def seconds(self) -> dict[str, float]:
-        return {name: round(stage["seconds"], 1) for name, stage in self.stages.items()}
+        """Of each stage, and in ``total`` of the job, in which stages overlap."""
+        spans = {name: stage["spans"] for name, stage in self.stages.items()}
+        spans["total"] = [span for stage in self.stages.values() for span in stage["spans"]]
+        return {name: round(covered(found), 1) for name, found in spans.items()}
 
     def run(self, name: str, result: Path, *command: str | Path, use_gpu: bool = True) -> None:
         """Runs one of the tools, unless it has run to its end before and its result is there."""
         words = [str(word) for word in command]
-        console.rule(name, align="left")
-        stage = self.stages.setdefault(name, dict(seconds=0.0, done=False))
+        with self._lock:
+            stage = self.stages.setdefault(name, dict(spans=[], done=False))
         if stage["done"]:
             if (ROOT / result).exists():
-                console.print(f"done before, in {stage['seconds']:.0f} s")
+                console.print(f"{name}: done before, in {covered(stage['spans']):.0f} s")
                 return
-            stage.update(seconds=0.0, done=False)  # its result was deleted: a new start
-        console.print("python " + shlex.join(words), style="dim", soft_wrap=True)
-        start = time.monotonic()
+            stage.update(spans=[], done=False)  # its result was deleted: a new start
+        console.print(
+            f"{name}: python {shlex.join(words)}", style="dim", soft_wrap=True, markup=False
+        )
+        log = self.logs / (re.sub(r"\W+", "-", name).lower() + ".log")
+        env = os.environ | ({} if use_gpu else HIDE_GPU)
+        start, done = time.time(), False  # of a clock that goes on when the job is run again
         try:
-            stage["done"] = self._succeeds(words, os.environ | ({} if use_gpu else HIDE_GPU))
+            done, last_lines = self._succeeds(name, words, env, log)
         finally:
-            stage["seconds"] += time.monotonic() - start
-            write_json(self.file, self.stages, indent=1)
-        if not stage["done"]:
+            with self._lock:
+                stage["spans"].append([start, time.time()])
+                stage["done"] = done
+                write_json(self.file, self.stages, indent=1)
+        if not done:
             raise SystemExit(
                 f"{name} failed; its output ends with\n"
-                + "\n".join(self.log_file.read_text().splitlines()[-15:])
-                + f"\nThe whole log: {self.log_file}. Run the same command again to go on."
+                + "".join(last_lines)
+                + f"\nThe whole log: {log}. Run the same command again to go on."
             )
+        console.print(f"{name}: done in {covered(stage['spans']):.0f} s")
 
-    def _succeeds(self, words: list[str], env: dict[str, str]) -> bool:
-        with open(self.log_file, "a") as log:
-            process = subprocess.Popen(
-                [sys.executable, *words],
-                cwd=ROOT,
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+    def stop(self) -> None:
+        """Ends what is running, which keeps what it has done, and lets nothing else start."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+    def _succeeds(
+        self, name: str, words: list[str], env: dict[str, str], log_file: Path
+    ) -> tuple[bool, Iterable[str]]:
+        """Whether the tool does, and its last lines."""
+        last_lines: deque[str] = deque(maxlen=15)
+        with open(log_file, "a") as log:
+            with self._lock:
+                if self._stopped:
+                    raise SystemExit(f"{name} was not started: another stage failed")
+                process = subprocess.Popen(
+                    [sys.executable, *words],
+                    cwd=ROOT,
+                    env=env,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+                self._running.add(process)
             for line in process.stdout:
                 log.write(line)
+                last_lines.append(line)
                 progress = PROGRESS.search(line)
                 if progress:  # of the logs the terminal gets this alone
-                    print(progress[0])
-            return process.wait() == 0
+                    print(f"{name}: {progress[0]}", flush=True)
+            code = process.wait()
+            with self._lock:
+                self._running.remove(process)
+            return code == 0, last_lines
+
+
+def covered(spans: Iterable[Iterable[float]]) -> float:
+    """Seconds in which at least one of the spans, each a start and an end, goes on."""
+    total, last = 0.0, 0.0
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, last))
+        last = max(last, end)
+    return total
+
+
+def side_by_side(stages: Stages, *lanes: Callable[[], None]) -> None:
+    """Calls functions that run stages, each in a thread; the first error ends all of them."""
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        try:
+            for lane in as_completed([pool.submit(lane) for lane in lanes]):
+                lane.result()
+        except BaseException:
+            stages.stop()
+            raise
 
 
 def parse_args() -> argparse.Namespace:
@@ -106,40 +164,53 @@ def main() -> None:
     work_dir = args.work_dir.resolve()
     work_dir.mkdir(parents=True, exist_ok=True)
     stages = Stages(work_dir)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // 2)))
+    gpu = operators_on_gpu()
     truth, images = DATA / "instances_train.json", DATA / "train"
     boxes = ["--ann-file", DATA / "boxes_train.json", "--img-dir", images]
     labels = {name: work_dir / f"instances_train_{name}.json" for name in (*LABELS, "grabcut")}
     labels["human"] = ROOT / truth
-
-    stages.run("make demo data", truth, "tools/make_demo_dataset.py", "--out", DATA)
-    last = work_dir / "mal/last_checkpoint"
-    train = ["tools/train.py", MAL, "--work-dir", last.parent, "--resume"]
-    stages.run("train MAL", last, *train)
-    out = ["--out", labels["mal"], "--work-dir", work_dir / "labeling", "--resume"]
-    label = ["tools/generate_labels.py", MAL, last.read_text(), *boxes, *out]
-    stages.run("label", labels["mal"], *label)
-    for method in ("box", "grabcut"):
-        out = labels[method]
-        label = ["tools/label_baseline.py", method, *boxes, "--out", out]
-        stages.run(f"label with {method}", out, *label)
-    for name in ("mal", "box", "grabcut"):
-        out = work_dir / f"miou_{name}.json"
-        evaluate = ["tools/evaluate_labels.py", labels[name], truth, "--out", out]
-        stages.run(f"evaluate labels of {name}", out, *evaluate)
     picture = work_dir / "labels.png"
-    draw = ["tools/visualize.py", "masks", labels["mal"], truth, "--img-dir", images]
-    draw += ["--out", picture]
-    stages.run("draw labels", picture, *draw)
-    gpu = operators_on_gpu()
-    for name, text in LABELS.items():
+
+    def learn_masks() -> None:
+        last = work_dir / "mal/last_checkpoint"
+        train = ["tools/train.py", MAL, "--work-dir", last.parent, "--resume"]
+        stages.run("train MAL", last, *train)
+        out = ["--out", labels["mal"], "--work-dir", work_dir / "labeling", "--resume"]
+        label = ["tools/generate_labels.py", MAL, last.read_text(), *boxes, *out]
+        stages.run("label with MAL", labels["mal"], *label)
+        evaluate("mal")
+        draw = ["tools/visualize.py", "masks", labels["mal"], truth, "--img-dir", images]
+        stages.run("draw labels", picture, *draw, "--out", picture)
+        train_detector("mal")
+
+    def compare() -> None:
+        for method in ("box", "grabcut"):
+            out = labels[method]
+            label = ["tools/label_baseline.py", method, *boxes, "--out", out]
+            stages.run(f"label with {method}", out, *label)
+            evaluate(method)
+        train_detector("human")
+        train_detector("box")
+
+    def evaluate(name: str) -> None:
+        out = work_dir / f"miou_{name}.json"
+        command = ["tools/evaluate_labels.py", labels[name], truth, "--out", out]
+        stages.run(f"evaluate labels of {name}", out, *command)
+
+    def train_detector(name: str) -> None:
         last = work_dir / f"mask_rcnn_{name}/last_checkpoint"
         train = ["tools/train.py", DETECTOR, "--work-dir", last.parent, "--resume"]
         options = ["--cfg-options", f"train_dataloader.dataset.ann_file={labels[name]}"]
         options += ["randomness.seed=0", "train_cfg.val_begin=1000"]  # it is tested below
-        stages.run(f"train Mask R-CNN on {text}", last, *train, *options, use_gpu=gpu)
-        test = ["tools/test.py", DETECTOR, last.read_text(), "--work-dir"]
+        text = f"Mask R-CNN on {LABELS[name]}"
+        stages.run(f"train {text}", last, *train, *options, use_gpu=gpu)
         out = work_dir / f"test_{name}"
-        stages.run(f"test Mask R-CNN on {text}", out, *test, out, use_gpu=gpu)
+        test = ["tools/test.py", DETECTOR, last.read_text(), "--work-dir", out]
+        stages.run(f"test {text}", out, *test, use_gpu=gpu)
+
+    stages.run("make demo data", truth, "tools/make_demo_dataset.py", "--out", DATA)
+    side_by_side(stages, learn_masks, compare)
     summary = summarize(work_dir, stages.seconds)
     write_json(work_dir / "summary.json", summary, indent=1)
     print_summary(summary)
@@ -171,7 +242,7 @@ def summarize(work_dir: Path, seconds: dict[str, float]) -> dict:
         grabcut_miou=miou["grabcut"],
         mask_ap=mask_ap,
         retention=mask_ap["mal"] / mask_ap["human"] if mask_ap["human"] else None,
-        seconds=seconds | dict(total=round(sum(seconds.values()), 1)),
+        seconds=seconds,
     )
 
 

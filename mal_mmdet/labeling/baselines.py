@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from pycocotools import mask as mask_utils
 
 from mal_mmdet.progress import track
@@ -100,7 +100,7 @@ def label_with_baseline(
             by_image.setdefault(ann["image_id"], []).append(ann)
     paths = [Path(img_dir) / image_file(images[image_id]) for image_id in by_image]
     bboxes = [[ann["bbox"] for ann in anns] for anns in by_image.values()]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV lets other threads run
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # OpenCV lets others run
         found = pool.map(partial(_label_image, method), paths, bboxes)
         found = track(found, method, "images", len(paths))
         for rles, anns in zip(found, by_image.values()):  # in this order, or its end is not met
