@@ -9,7 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdet.datasets import CocoDataset, CocoPanopticDataset, LVISV1Dataset
+from mmdet.datasets import (
+    CocoDataset,
+    CocoPanopticDataset,
+    DSDLDetDataset,
+    LVISV1Dataset,
+    XMLDataset,
+)
 from mmdet.registry import DATASETS
 from mmdet.visualization import get_palette
 from mmengine.config import Config, ConfigDict
@@ -23,6 +29,9 @@ from mal_mmdet.progress import track
 # Parts of a model whose classes are not the data set's: object or not, stuff, ImageNet's.
 OTHER_CLASSES = {"rpn_head", "semantic_head", "backbone"}
 IMAGES_LOOKED_AT = 10
+OTHER_FORMATS = (DSDLDetDataset, XMLDataset)  # of boxes and classes; a label file replaces them too
+# What such a data set says that is not about its format.
+COMMON = {"data_root", "data_prefix", "filter_cfg", "pipeline", "test_mode", "backend_args"}
 COCO_URL = "http://images.cocodataset.org/"  # what LVISV1Dataset takes off an address
 
 
@@ -42,7 +51,8 @@ def use_labels(
     training goes without.
 
     Args:
-        cfg: An instance segmentation (or box) config whose data set reads COCO files.
+        cfg: An instance segmentation (or box) config whose data set reads COCO files, DSDL or
+            VOC's XML.
         train_labels: COCO file with masks, such as ``tools/generate_labels.py`` writes.
         val_labels: COCO file to validate and test with; its categories are the same.
         data_root: Takes the place of the config's ``data_root``, under which its
@@ -161,13 +171,13 @@ def _check_heads(model: ConfigDict, classes: tuple[str, ...], labels: str | Path
 
 
 def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
-    """The data set that reads a COCO file, inside of whatever repeats, mixes or balances it.
+    """The data set that reads a file, inside of whatever repeats, mixes or balances it.
 
     Of a ``ConcatDataset`` only one part is left, since one file takes the place of all: the first
-    that reads COCO's instances.
+    that reads instances.
 
     Raises:
-        ValueError: It reads something else than COCO's instances.
+        ValueError: It reads something else than instances.
     """
     while "dataset" in dataset or "datasets" in dataset:
         if "datasets" in dataset:
@@ -177,10 +187,10 @@ def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
         else:
             dataset = dataset.dataset
     kind = _class_of(dataset)
-    if kind is None or not issubclass(kind, CocoDataset):
+    if kind is None or not issubclass(kind, (CocoDataset, *OTHER_FORMATS)):
         raise ValueError(
-            f"the config's data set is a {dataset.type}; a label file needs one that reads COCO "
-            "files of instances, as the configs named *_coco.py have"
+            f"the config's data set is a {dataset.type}; a label file needs one of instances, as "
+            "the configs named *_coco.py have"
         )
     if issubclass(kind, CocoPanopticDataset):
         raise ValueError(
@@ -276,6 +286,11 @@ def _swap(
     data_root: str | Path | None,
     img_dir: str | Path | None,
 ) -> None:
+    if issubclass(_class_of(dataset), OTHER_FORMATS):
+        for key in dataset.keys() - COMMON:
+            del dataset[key]
+        folder = dataset.get("data_prefix", {}).get("img_path", "")
+        dataset.update(type="CocoDataset", data_prefix=dict(img=folder))
     if classes != _classes(dataset):
         # A class with classes of its own (LVIS, Cityscapes, ...) also reads its files its own way.
         if "METAINFO" in vars(_class_of(dataset)):
@@ -446,7 +461,8 @@ def _validate_on(
             f"{_differences(found, classes)}. Detectors know classes by their place in the list, "
             "so both files need the same"
         )
-    _check_annotations(labels, coco, _mask_loading(dict(train=cfg.train_dataloader))[0])
+    needs_masks, _ = _mask_loading(dict(train=cfg.train_dataloader))
+    _check_annotations(labels, coco, needs_masks)
     if cfg.get("val_dataloader") is None or cfg.get("val_cfg") is None:
         raise ValueError(
             f"the config has no val_dataloader or no val_cfg, so {labels} cannot be used; leave "
@@ -460,8 +476,11 @@ def _validate_on(
         before = dataset.type
         _swap(dataset, labels, classes, data_root, img_dir)
         _check_images(dataset, labels, coco, _folder_advice(dataset, "--val-img-dir"))
-        evaluators = cfg.get(f"{stage}_evaluator")
-        cfg[f"{stage}_evaluator"] = _evaluator(evaluators, labels, dataset.type == before)
+        metrics = ["bbox", "segm"] if needs_masks else ["bbox"]
+        evaluator = _evaluator(
+            cfg.get(f"{stage}_evaluator"), labels, metrics, dataset.type == before
+        )
+        cfg[f"{stage}_evaluator"] = evaluator
 
 
 def _differences(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
@@ -471,14 +490,19 @@ def _differences(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
     return f"categories[{i}] is {found[i]!r} instead of {expected[i]!r}"
 
 
-def _evaluator(evaluators: Any, labels: str | Path, same_dataset: bool) -> dict[str, Any]:
-    """The first metric that reads a COCO file; others need files that came with the config's."""
+def _evaluator(
+    evaluators: Any, labels: str | Path, metrics: list[str], same_dataset: bool
+) -> dict[str, Any]:
+    """The first metric that reads a COCO file, or a new one of COCO's, with these metrics.
+
+    Others need files that came with the config's.
+    """
     evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
     for evaluator in evaluators:
         if evaluator and "ann_file" in evaluator and "metric" in evaluator:
             kind = evaluator["type"] if same_dataset else "CocoMetric"
             return {**evaluator, "type": kind, "ann_file": osp.abspath(labels)}
-    return dict(type="CocoMetric", ann_file=osp.abspath(labels), metric=["bbox", "segm"])
+    return dict(type="CocoMetric", ann_file=osp.abspath(labels), metric=metrics)
 
 
 def _keep_validation(

@@ -49,6 +49,7 @@ DETECTORS = {
     "mask_rcnn/mask-rcnn_r18_fpn_8xb8-amp-lsj-200e_coco.py": 2,
     COPY_PASTE: 2,
     "lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1.py": 2,
+    "dsdl/coco_instance.py": 2,  # reads another format
 }
 WITH_SEMANTIC_MAPS = ("scnet/",)
 POLYGONS_ALONE = ("condinst/", "rtmdet/")
@@ -166,16 +167,16 @@ def test_the_other_parts_of_a_concatenation_are_left_out(demo):
     assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 3 * 8
 
 
-def test_the_part_of_a_concatenation_that_reads_coco_is_replaced(demo):
+def test_the_part_of_a_concatenation_that_reads_instances_is_replaced(demo):
     cfg = stock(MASK_RCNN)
     leaf = cfg.train_dataloader.dataset
-    voc = dict(type="VOCDataset", data_root="voc/", ann_file="train.txt", pipeline=[])
+    text = dict(type="ODVGDataset", data_root="odvg/", ann_file="train.json", pipeline=[])
     inner = dict(type="RepeatDataset", times=2, dataset=leaf)
-    cfg.train_dataloader.dataset = ConfigDict(type="ConcatDataset", datasets=[voc, inner])
+    cfg.train_dataloader.dataset = ConfigDict(type="ConcatDataset", datasets=[text, inner])
     swapped(demo, cfg)
     assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 2 * 8
-    cfg.train_dataloader.dataset = ConfigDict(type="ConcatDataset", datasets=[voc, voc])
-    with pytest.raises(ValueError, match="data set is a VOCDataset; a label file needs one"):
+    cfg.train_dataloader.dataset = ConfigDict(type="ConcatDataset", datasets=[text, text])
+    with pytest.raises(ValueError, match="data set is a ODVGDataset; a label file needs one"):
         swapped(demo, cfg)
 
 
@@ -470,6 +471,17 @@ def test_detectors_of_boxes_need_no_masks(demo, tmp_path):
     write_boxes_only(demo / "instances_val.json", files["val_labels"])
     cfg = swapped(demo, "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py", **files)
     assert cfg.val_evaluator.ann_file == str(files["val_labels"])
+
+
+def test_detectors_of_voc(demo):
+    """Its options for VOC's folders and files mean nothing to the data set that reads COCO."""
+    cfg = swapped(
+        demo, "pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py", val_labels=demo / "instances_val.json"
+    )
+    train = DATASETS.build(cfg.train_dataloader.dataset)
+    assert len(train) == 3 * 8 and len(train[0]["data_samples"].gt_instances)
+    assert cfg.model.roi_head.bbox_head.num_classes == 7
+    assert METRICS.build(cfg.test_evaluator).metrics == ["bbox"]
 
 
 def test_images_of_lvis_are_looked_for_by_their_address(demo, edited, tmp_path):
