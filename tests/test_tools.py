@@ -444,6 +444,45 @@ def test_two_processes_write_the_bytes_of_one(trained, demo, tmp_path):
     assert one.read_bytes() == two.read_bytes()
 
 
+# Starts the tasks as Slurm would on one machine.
+SRUN = """#!/bin/sh
+while [ "$1" != python ]; do case "$1" in --ntasks=*) tasks="${1#*=}" ;; esac; shift; done
+export SLURM_NTASKS="$tasks" SLURM_NODELIST=here
+running=""
+for task in $(seq 0 $((tasks - 1))); do
+    SLURM_PROCID="$task" SLURM_LOCALID="$task" "$@" & running="$running $!"
+done
+for process in $running; do wait "$process" || exit; done
+"""
+SCONTROL = """#!/bin/sh
+[ "$*" = "show hostnames here" ] && echo localhost
+"""
+
+
+def test_slurms_tasks_write_the_bytes_of_one_process(trained, demo, tmp_path):
+    files = ["--ann-file", demo / "boxes_train.json", "--img-dir", demo / "train"]
+    for name, text in dict(srun=SRUN, scontrol=SCONTROL).items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | dict(
+        CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", GPUS="2", MASTER_PORT="29613"
+    )
+    env["PATH"] = f"{tmp_path}:{Path(sys.executable).parent}:{env['PATH']}"
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    label(trained, demo / "boxes_train.json", demo / "train", one)
+    command = ["bash", ROOT / "tools/slurm_generate_labels.sh", "part", "job", *trained, *files]
+    done = subprocess.run(
+        [*command, "--out", two], env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert one.read_bytes() == two.read_bytes()
+    assert "GPU number: 2" in done.stdout + done.stderr  # MMEngine calls ranks so
+
+    command = ["tools/generate_labels.py", *trained, *files, "--out", tmp_path / "three.json"]
+    alone = run(*command, "--launcher", "slurm", code=1)
+    assert "expected a process started by srun" in alone.stderr
+
+
 def test_boxes_only_and_evaluate_labels(demo, tmp_path):
     out = tmp_path / "boxes.json"
     run("tools/dataset_converters/boxes_only.py", demo / "instances_val.json", out)

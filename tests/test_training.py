@@ -185,7 +185,7 @@ def test_dist_train_and_dist_test_run_on_the_cpu(demo, tmp_path):
     one, two = (
         json.loads(next((tmp_path / name).glob("*/*.json")).read_text()) for name in ("one", "two")
     )
-    assert 0 < one["mask/miou"] < 1 and one["mask/num"] == two["mask/num"]
+    assert 0 < one["mask/miou"] < 1
     assert one["mask/miou"] == pytest.approx(two["mask/miou"])
 
 

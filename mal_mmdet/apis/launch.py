@@ -8,6 +8,7 @@ import atexit
 import gc
 import logging
 import os
+import subprocess
 import sys
 import time
 import zipfile
@@ -78,18 +79,30 @@ def load_config(args: argparse.Namespace, timeout: int | None = None) -> Config:
 
 
 def set_launcher(cfg: Config, launcher: str, timeout: int | None = None) -> None:
-    """Lets a config run under a launcher, in place; ``pytorch`` also on a machine without GPU.
+    """Lets a config run under a launcher, in place.
+
+    ``pytorch`` and ``slurm`` also work on machines without GPU.
 
     Args:
         cfg: Any config.
         launcher: As MMEngine's.
         timeout: Seconds that ranks wait for each other; PyTorch's if not given.
+
+    Raises:
+        ValueError: The launcher is ``slurm``, and Slurm has not started this process.
     """
+    if launcher == "slurm" and "SLURM_PROCID" not in os.environ:
+        raise ValueError(
+            "--launcher slurm was given, but SLURM_PROCID is not set: expected a process started "
+            "by srun, as tools/slurm_*.sh do"
+        )
     cfg.launcher = launcher
     if timeout:
         cfg.merge_from_dict({"env_cfg.dist_cfg.timeout": timeout})
-    if launcher == "pytorch" and get_device() == "cpu":
+    if launcher in ("pytorch", "slurm") and get_device() == "cpu":
         # MMEngine's own start asks for a GPU.
+        if launcher == "slurm":
+            _take_rank_from_slurm()
         if not torch.distributed.is_initialized():
             options = dict(timeout=timedelta(seconds=timeout)) if timeout else {}
             torch.distributed.init_process_group("gloo", **options)
@@ -97,6 +110,16 @@ def set_launcher(cfg: Config, launcher: str, timeout: int | None = None) -> None
         cfg.model_wrapper_cfg = dict(
             type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
         )
+
+
+def _take_rank_from_slurm() -> None:
+    """Says in PyTorch's variables what Slurm says in its own, as MMEngine does for GPUs."""
+    names = dict(RANK="SLURM_PROCID", WORLD_SIZE="SLURM_NTASKS", LOCAL_RANK="SLURM_LOCALID")
+    os.environ.update({name: os.environ[slurms] for name, slurms in names.items()})
+    if "MASTER_ADDR" not in os.environ:
+        command = ["scontrol", "show", "hostnames", os.environ["SLURM_NODELIST"]]
+        os.environ["MASTER_ADDR"] = subprocess.check_output(command, text=True).split()[0]
+    os.environ.setdefault("MASTER_PORT", "29500")  # PyTorch's own
 
 
 def leave_group() -> None:
