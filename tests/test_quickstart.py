@@ -20,10 +20,10 @@ def test_a_stage_runs_once_and_again_when_its_result_is_gone(tmp_path):
         f"with open({str(result)!r}, 'a') as f: f.write('x')\nprint('Epoch(train) [1]')"
     )
     for expected in ("x", "x"):
-        quickstart.Stages(tmp_path).run("stage", result, script)
+        quickstart.Stages(tmp_path).run("stage", result, script, threads=1)
         assert result.read_text() == expected
     result.unlink()
-    quickstart.Stages(tmp_path).run("stage", result, script)
+    quickstart.Stages(tmp_path).run("stage", result, script, threads=1)
     assert result.read_text() == "x"
     assert set(json.loads((tmp_path / "stages.json").read_text())) == {"stage"}
 
@@ -33,11 +33,11 @@ def test_a_failing_stage_stops_with_its_output_and_is_not_done(tmp_path):
     script = tmp_path / "stage.py"
     script.write_text("raise RuntimeError('the reason')")
     with pytest.raises(SystemExit, match=r"(?s)stage failed.*the reason"):
-        quickstart.Stages(tmp_path).run("stage", tmp_path, script)
+        quickstart.Stages(tmp_path).run("stage", tmp_path, script, threads=1)
     failed = json.loads((tmp_path / "stages.json").read_text())["stage"]
     assert not failed["done"] and len(failed["spans"]) == 1
     script.write_text("")
-    quickstart.Stages(tmp_path).run("stage", tmp_path, script)
+    quickstart.Stages(tmp_path).run("stage", tmp_path, script, threads=1)
     stage = json.loads((tmp_path / "stages.json").read_text())["stage"]
     assert stage["done"] and stage["spans"][0] == failed["spans"][0] and len(stage["spans"]) == 2
 
@@ -59,8 +59,8 @@ def test_lanes_overlap_and_the_first_error_ends_them_all(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     quickstart.side_by_side(
         stages,
-        lambda: stages.run("first", one, tmp_path / "meet.py", one, two),
-        lambda: stages.run("second", two, tmp_path / "meet.py", two, one),
+        lambda: stages.run("first", one, tmp_path / "meet.py", one, two, threads=1),
+        lambda: stages.run("second", two, tmp_path / "meet.py", two, one, threads=1),
     )
     seconds = stages.seconds
     assert seconds["total"] < seconds["first"] + seconds["second"]
@@ -80,13 +80,15 @@ def test_lanes_overlap_and_the_first_error_ends_them_all(tmp_path):
     started, tidy, never = tmp_path / "started", tmp_path / "tidy", tmp_path / "never"
 
     def interrupted():
-        stages.run("long", tidy, tmp_path / "long.py", started, tidy)
-        stages.run("after it", never, tmp_path / "meet.py", never, never)
+        stages.run("long", tidy, tmp_path / "long.py", started, tidy, threads=1)
+        stages.run("after it", never, tmp_path / "meet.py", never, never, threads=1)
 
     start = time.monotonic()
     with pytest.raises(SystemExit, match=r"(?s)fail failed.*the reason"):
         quickstart.side_by_side(
-            stages, interrupted, lambda: stages.run("fail", one, tmp_path / "fail.py", started)
+            stages,
+            interrupted,
+            lambda: stages.run("fail", one, tmp_path / "fail.py", started, threads=1),
         )
     assert time.monotonic() - start < 30
     assert tidy.exists() and not never.exists()
