@@ -258,7 +258,7 @@ def test_use_of_quality_adds_no_weights_and_keeps_the_rest(name, use):
     for pipeline in (dataset["pipeline"], ours["train_pipeline"]):
         steps = [step["type"] for step in pipeline]
         between = steps[steps.index("LoadAnnotations") + 1 : steps.index("LoadMaskQuality")]
-        assert between == (["Resize"] if name == "demo" else [])  # nothing that drops a box
+        assert between == ["Resize"]  # which drops no box
         assert steps[-2:] == ["PackDetInputs", "UnpackMaskQuality"]
         pipeline[:] = [step for step in pipeline if "MaskQuality" not in step["type"]]
     assert without_scopes(ours) == without_scopes(plain)

@@ -2,9 +2,11 @@
 """The quickstart's bookkeeping; the stages themselves are the tools, tested elsewhere."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +27,7 @@ def test_a_stage_runs_once_and_again_when_its_result_is_gone(tmp_path):
     result.unlink()
     quickstart.Stages(tmp_path).run("stage", result, script, threads=1)
     assert result.read_text() == "x"
-    assert set(json.loads((tmp_path / "stages.json").read_text())) == {"stage"}
+    assert set(json.loads((tmp_path / "spans.json").read_text())) == {"stage"}
 
 
 def test_a_failing_stage_stops_with_its_output_and_is_not_done(tmp_path):
@@ -34,11 +36,11 @@ def test_a_failing_stage_stops_with_its_output_and_is_not_done(tmp_path):
     script.write_text("raise RuntimeError('the reason')")
     with pytest.raises(SystemExit, match=r"(?s)stage failed.*the reason"):
         quickstart.Stages(tmp_path).run("stage", tmp_path, script, threads=1)
-    failed = json.loads((tmp_path / "stages.json").read_text())["stage"]
+    failed = json.loads((tmp_path / "spans.json").read_text())["stage"]
     assert not failed["done"] and len(failed["spans"]) == 1
     script.write_text("")
     quickstart.Stages(tmp_path).run("stage", tmp_path, script, threads=1)
-    stage = json.loads((tmp_path / "stages.json").read_text())["stage"]
+    stage = json.loads((tmp_path / "spans.json").read_text())["stage"]
     assert stage["done"] and stage["spans"][0] == failed["spans"][0] and len(stage["spans"]) == 2
 
 
@@ -48,50 +50,87 @@ def test_stages_side_by_side_count_once():
     assert quickstart.covered([[20.0, 21.0], [10.0, 14.0], [11.0, 12.0], [13.0, 15.0]]) == 6
 
 
-def test_lanes_overlap_and_the_first_error_ends_them_all(tmp_path):
-    """One that fails at once, one that would take a minute and gets to tidy up."""
-    stages = quickstart.Stages(tmp_path)
-    (tmp_path / "meet.py").write_text(
-        "import pathlib, sys, time\n"
-        "pathlib.Path(sys.argv[1]).touch()\n"
-        "while not pathlib.Path(sys.argv[2]).exists(): time.sleep(0.01)\n"
-    )
-    one, two = tmp_path / "one", tmp_path / "two"
+# Tells the other that it is there, and waits for it.
+MEET = """
+import pathlib, sys, time
+pathlib.Path(sys.argv[1]).touch()
+end = time.time() + 30
+while not pathlib.Path(sys.argv[2]).exists():
+    assert time.time() < end, "nobody came"
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def meet(tmp_path):
+    (tmp_path / "meet.py").write_text(MEET)
+    (tmp_path / "fail.py").write_text(MEET + "raise RuntimeError('the reason')")
+    return tmp_path
+
+
+def test_lanes_overlap(meet):
+    stages, one, two = quickstart.Stages(meet), meet / "one", meet / "two"
     quickstart.side_by_side(
         stages,
-        lambda: stages.run("first", one, tmp_path / "meet.py", one, two, threads=1),
-        lambda: stages.run("second", two, tmp_path / "meet.py", two, one, threads=1),
+        lambda: stages.run("first", one, meet / "meet.py", one, two, threads=1),
+        lambda: stages.run("second", two, meet / "meet.py", two, one, threads=1),
     )
     seconds = stages.seconds
     assert seconds["total"] < seconds["first"] + seconds["second"]
 
-    (tmp_path / "long.py").write_text(
-        "import pathlib, signal, sys, time\n"
-        "def tidy(*args): pathlib.Path(sys.argv[2]).touch(); sys.exit(1)\n"
-        "signal.signal(signal.SIGTERM, tidy)\n"
-        "pathlib.Path(sys.argv[1]).touch()\n"
-        "time.sleep(60)\n"
-    )
-    (tmp_path / "fail.py").write_text(
-        "import pathlib, sys, time\n"
-        "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)\n"
-        "raise RuntimeError('the reason')\n"
-    )
-    started, tidy, never = tmp_path / "started", tmp_path / "tidy", tmp_path / "never"
 
-    def interrupted():
-        stages.run("long", tidy, tmp_path / "long.py", started, tidy, threads=1)
-        stages.run("after it", never, tmp_path / "meet.py", never, never, threads=1)
+def test_what_runs_beside_a_failing_stage_ends_and_nothing_else_starts(meet):
+    stages, never = quickstart.Stages(meet), meet / "never"
+    failing, beside = meet / "failing", meet / "beside"
+    (meet / "slow.py").write_text(f"{MEET}\ntime.sleep(2)\npathlib.Path(sys.argv[3]).touch()")
 
-    start = time.monotonic()
-    with pytest.raises(SystemExit, match=r"(?s)fail failed.*the reason"):
+    def lane():
+        stages.run("slow", beside, meet / "slow.py", meet / "slow", failing, beside, threads=1)
+        stages.run("after it", never, meet / "meet.py", never, never, threads=1)
+
+    with pytest.raises(SystemExit, match=r"(?s)^fail failed.*the reason"):
         quickstart.side_by_side(
             stages,
-            interrupted,
-            lambda: stages.run("fail", one, tmp_path / "fail.py", started, threads=1),
+            lane,
+            lambda: stages.run(
+                "fail", failing, meet / "fail.py", failing, meet / "slow", threads=1
+            ),
         )
-    assert time.monotonic() - start < 30
-    assert tidy.exists() and not never.exists()
+    assert beside.exists() and not never.exists()
+    done = {name: stage["done"] for name, stage in stages.stages.items()}
+    assert done == {"slow": True, "fail": False, "after it": False}
+    assert not stages.stages["after it"]["spans"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_stages(meet, number):
+    """The signal goes to the quickstart alone, as a service's does."""
+    (meet / "job.py").write_text(
+        "import pathlib, signal, sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
+        "import quickstart\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        f"folder = pathlib.Path({str(meet)!r})\n"
+        "stages = quickstart.Stages(folder)\n"
+        "def lane(name):\n"
+        "    stages.run(name, folder, folder / 'long.py', folder / name, threads=1)\n"
+        "quickstart.side_by_side(stages, lambda: lane('a'), lambda: lane('b'))\n"
+    )
+    (meet / "long.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\n"
+        "time.sleep(60)\n"
+    )
+    job = subprocess.Popen([sys.executable, meet / "job.py"], stderr=subprocess.PIPE)
+    end = time.monotonic() + 60
+    while not all((meet / name).exists() and (meet / name).read_text() for name in "ab"):
+        assert time.monotonic() < end and job.poll() is None
+        time.sleep(0.05)
+    job.send_signal(number)
+    job.communicate(timeout=30)
+    assert job.returncode in (143, 1, -signal.SIGINT, 130)
+    for name in "ab":
+        assert not Path(f"/proc/{(meet / name).read_text()}").exists()
 
 
 def test_summary(tmp_path, capsys):

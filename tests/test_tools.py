@@ -444,10 +444,13 @@ def test_two_processes_write_the_bytes_of_one(trained, demo, tmp_path):
     assert one.read_bytes() == two.read_bytes()
 
 
-# Starts the tasks as Slurm would on one machine.
+# Starts the tasks as Slurm would on one machine without GPU.
 SRUN = """#!/bin/sh
-while [ "$1" != python ]; do case "$1" in --ntasks=*) tasks="${1#*=}" ;; esac; shift; done
-export SLURM_NTASKS="$tasks" SLURM_NODELIST=here
+while [ "$1" != python ]; do
+    case "$1" in --ntasks=*) tasks="${1#*=}" ;; --gres*) exit 9 ;; esac
+    shift
+done
+export SLURM_NTASKS="$tasks" SLURM_NODELIST=here SLURM_STEP_ID=0
 running=""
 for task in $(seq 0 $((tasks - 1))); do
     SLURM_PROCID="$task" SLURM_LOCALID="$task" "$@" & running="$running $!"
@@ -465,7 +468,7 @@ def test_slurms_tasks_write_the_bytes_of_one_process(trained, demo, tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     env = os.environ | dict(
-        CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", GPUS="2", MASTER_PORT="29613"
+        CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", GPUS="2", GRES="", MASTER_PORT="29613"
     )
     env["PATH"] = f"{tmp_path}:{Path(sys.executable).parent}:{env['PATH']}"
     one, two = tmp_path / "one.json", tmp_path / "two.json"

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,11 @@ def test_dist_train_and_dist_test_run_on_the_cpu(demo, tmp_path):
     one, two = (
         json.loads(next((tmp_path / name).glob("*/*.json")).read_text()) for name in ("one", "two")
     )
+    counts = [
+        re.findall(r"mask/num: (\d+)", next((tmp_path / name).glob("*/*.log")).read_text())
+        for name in ("one", "two")
+    ]
+    assert counts[0] == counts[1] != []
     assert 0 < one["mask/miou"] < 1
     assert one["mask/miou"] == pytest.approx(two["mask/miou"])
 
@@ -202,9 +208,8 @@ def test_slurm_scripts_call_srun_with_the_tool(tmp_path, script):
     )
     words = done.stdout.splitlines()
     start = words.index("python")
-    assert {"part", "--job-name=job", "--ntasks=16", "--ntasks-per-node=8", "--quiet"} <= set(
-        words[:start]
-    )
+    asked = {"part", "--job-name=job", "--gres=gpu:8", "--ntasks=16", "--ntasks-per-node=8"}
+    assert asked | {"--quiet"} <= set(words[:start])
     fourth = ["--work-dir", "fourth"] if script == "train" else ["fourth"]
     tool = f"{ROOT}/tools/{script}.py"
     options = ["--launcher", "slurm", "--cfg-options", "a=1 2"]

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -40,13 +41,13 @@ console = Console()
 
 
 class Stages:
-    """Runs the stages of the job and remembers in ``stages.json`` when each one ran.
+    """Runs the stages of the job and remembers in ``spans.json`` when each one ran.
 
     A stage that was interrupted counts all of its attempts. Several threads may run stages.
     """
 
     def __init__(self, work_dir: Path) -> None:
-        self.file = work_dir / "stages.json"
+        self.file = work_dir / "spans.json"
         self.stages = json.loads(self.file.read_text()) if self.file.exists() else {}
         self.logs = work_dir / "logs"
         self.logs.mkdir(exist_ok=True)
@@ -73,62 +74,59 @@ class Stages:
                 console.print(f"{name}: done before, in {covered(stage['spans']):.0f} s")
                 return
             stage.update(spans=[], done=False)  # its result was deleted: a new start
+        log_file = self.logs / (re.sub(r"\W+", "-", name).lower() + ".log")
+        env = dict(OMP_NUM_THREADS=str(threads)) | os.environ | ({} if use_gpu else HIDE_GPU)
+        process = self._start(name, words, env)
         console.print(
             f"{name}: python {shlex.join(words)}", style="dim", soft_wrap=True, markup=False
         )
-        log = self.logs / (re.sub(r"\W+", "-", name).lower() + ".log")
-        env = dict(OMP_NUM_THREADS=str(threads)) | os.environ | ({} if use_gpu else HIDE_GPU)
-        start, done = time.time(), False  # of a clock that goes on when the job is run again
-        try:
-            done, last_lines = self._succeeds(name, words, env, log)
-        finally:
-            with self._lock:
-                stage["spans"].append([start, time.time()])
-                stage["done"] = done
-                write_json(self.file, self.stages, indent=1)
-        if not done:
-            raise SystemExit(
-                f"{name} failed; its output ends with\n"
-                + "".join(last_lines)
-                + f"\nThe whole log: {log}. Run the same command again to go on."
-            )
-        console.print(f"{name}: done in {covered(stage['spans']):.0f} s")
-
-    def stop(self) -> None:
-        """Ends what is running, which keeps what it has done, and lets nothing else start."""
-        with self._lock:
-            self._stopped = True
-            for process in self._running:
-                process.terminate()
-
-    def _succeeds(
-        self, name: str, words: list[str], env: dict[str, str], log_file: Path
-    ) -> tuple[bool, Iterable[str]]:
-        """Whether the tool does, and its last lines."""
+        start = time.time()  # of a clock that goes on when the job is run again
         last_lines: deque[str] = deque(maxlen=15)
-        with open(log_file, "a") as log:
-            with self._lock:
-                if self._stopped:
-                    raise SystemExit(f"{name} was not started: another stage failed")
-                process = subprocess.Popen(
-                    [sys.executable, *words],
-                    cwd=ROOT,
-                    env=env,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-                self._running.add(process)
-            for line in process.stdout:
-                log.write(line)
-                last_lines.append(line)
-                progress = PROGRESS.search(line)
-                if progress:  # of the logs the terminal gets this alone
-                    print(f"{name}: {progress[0]}", flush=True)
+        try:
+            with open(log_file, "a") as log:
+                for line in process.stdout:
+                    log.write(line)
+                    last_lines.append(line)
+                    progress = PROGRESS.search(line)
+                    if progress:  # of the logs the terminal gets this alone
+                        print(f"{name}: {progress[0]}", flush=True)
+        finally:
+            process.stdout.close()
             code = process.wait()
             with self._lock:
                 self._running.remove(process)
-            return code == 0, last_lines
+                stage["spans"].append([start, time.time()])
+                stage["done"] = code == 0
+                write_json(self.file, self.stages, indent=1)
+        if code:
+            raise SystemExit(
+                f"{name} failed; its output ends with\n"
+                + "".join(last_lines)
+                + f"\nThe whole log: {log_file}. Run the same command again to go on."
+            )
+        console.print(f"{name}: done in {covered(stage['spans']):.0f} s")
+
+    def _start(self, name: str, words: list[str], env: dict[str, str]) -> subprocess.Popen:
+        with self._lock:
+            if self._stopped:
+                raise SystemExit(f"{name} was not started")
+            process = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=ROOT,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            self._running.add(process)
+        return process
+
+    def stop(self, at_once: bool) -> None:
+        """Lets nothing else start, and, ``at_once``, ends what is running."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running if at_once else ():
+                process.terminate()
 
 
 def covered(spans: Iterable[Iterable[float]]) -> float:
@@ -141,14 +139,23 @@ def covered(spans: Iterable[Iterable[float]]) -> float:
 
 
 def side_by_side(stages: Stages, *lanes: Callable[[], None]) -> None:
-    """Calls functions that run stages, each in a thread; the first error ends all of them."""
+    """Calls functions that run stages, each in a thread.
+
+    When one of them fails, the stages that are running go on to their end, and no other starts.
+    """
     with ThreadPoolExecutor(len(lanes)) as pool:
+        found = [pool.submit(lane) for lane in lanes]
         try:
-            for lane in as_completed([pool.submit(lane) for lane in lanes]):
-                lane.result()
-        except BaseException:
-            stages.stop()
+            for lane in as_completed(found):
+                if lane.exception():
+                    console.print("a stage failed; what runs beside it is the last to end")
+                    stages.stop(at_once=False)
+        except BaseException:  # Ctrl-C, or a signal: while this thread waits
+            stages.stop(at_once=True)
             raise
+    errors = [lane.exception() for lane in found if lane.exception()]
+    if errors:
+        raise next((error for error in errors if "failed" in str(error)), errors[0])
 
 
 def parse_args() -> argparse.Namespace:
@@ -160,6 +167,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C, which ends the stages too
     if args.device == "cpu":
         os.environ.update(HIDE_GPU)
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -213,7 +221,11 @@ def main() -> None:
         test = ["tools/test.py", DETECTOR, last.read_text(), "--work-dir", out]
         stages.run(f"test {text}", out, *test, threads=threads, use_gpu=gpu)
 
-    stages.run("make demo data", truth, "tools/make_demo_dataset.py", "--out", DATA, threads=cores)
+    def make_data() -> None:
+        make = ["tools/make_demo_dataset.py", "--out", DATA]
+        stages.run("make demo data", truth, *make, threads=cores)
+
+    side_by_side(stages, make_data)
     side_by_side(stages, learn_masks, compare)
     summary = summarize(work_dir, stages.seconds)
     write_json(work_dir / "summary.json", summary, indent=1)

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Usage: bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [train.py's arguments]
-# Environment: GPUS, GPUS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS.
+# Environment: GPUS, GPUS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS; GRES, empty on CPUs.
 set -euo pipefail
 [ $# -ge 4 ] || { sed -n 3,4p "$0" >&2; exit 2; }
 here="$(cd "$(dirname "$0")" && pwd)"
+gres="${GRES-gpu:${GPUS_PER_NODE:-8}}"
 # shellcheck disable=SC2086  # SRUN_ARGS holds several words
 srun -p "$1" --job-name="$2" \
-    --gres="gpu:${GPUS_PER_NODE:-8}" \
+    ${gres:+--gres="$gres"} \
     --ntasks="${GPUS:-8}" \
     --ntasks-per-node="${GPUS_PER_NODE:-8}" \
     --cpus-per-task="${CPUS_PER_TASK:-5}" \

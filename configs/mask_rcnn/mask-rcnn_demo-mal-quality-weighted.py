@@ -5,8 +5,7 @@ custom_imports = dict(imports=['mal_mmdet'], allow_failed_imports=False)
 model = dict(roi_head=dict(mask_head=dict(type='QualityMaskHead')))
 
 train_pipeline = _base_.train_pipeline
-# Behind LoadAnnotations, and behind Resize, which keeps its place among the steps: options for
-# it are the same for all configs of a comparison.
+# Behind LoadAnnotations and Resize, which keep their places: options for them stay the same.
 train_pipeline.insert(3, dict(type='LoadMaskQuality'))
 train_pipeline.append(dict(type='UnpackMaskQuality'))
 train_dataloader = dict(

@@ -5,7 +5,8 @@ custom_imports = dict(imports=['mal_mmdet'], allow_failed_imports=False)
 model = dict(roi_head=dict(mask_head=dict(type='QualityMaskHead')))
 
 train_pipeline = _base_.train_pipeline
-train_pipeline.insert(2, dict(type='LoadMaskQuality'))  # behind LoadAnnotations
+# Behind LoadAnnotations and Resize, which keep their places: options for them stay the same.
+train_pipeline.insert(3, dict(type='LoadMaskQuality'))
 train_pipeline.append(dict(type='UnpackMaskQuality'))
 train_dataloader = dict(
     dataset=dict(type='MaskQualityDataset', pipeline=train_pipeline))

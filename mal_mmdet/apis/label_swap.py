@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import os.path as osp
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mmdet.datasets import (
 from mmdet.registry import DATASETS
 from mmdet.visualization import get_palette
 from mmengine.config import Config, ConfigDict
+from mmengine.dataset import BaseDataset
 from mmengine.fileio import exists, list_from_file
 
 from mal_mmdet.datasets import MaskQualityDataset
@@ -31,7 +33,7 @@ OTHER_CLASSES = {"rpn_head", "semantic_head", "backbone"}
 IMAGES_LOOKED_AT = 10
 OTHER_FORMATS = (DSDLDetDataset, XMLDataset)  # of boxes and classes; a label file replaces them too
 # What such a data set says that is not about its format.
-COMMON = {"data_root", "data_prefix", "filter_cfg", "pipeline", "test_mode", "backend_args"}
+COMMON = {*signature(BaseDataset).parameters, "backend_args", "return_classes", "_scope_"}
 COCO_URL = "http://images.cocodataset.org/"  # what LVISV1Dataset takes off an address
 
 
@@ -174,23 +176,22 @@ def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
     """The data set that reads a file, inside of whatever repeats, mixes or balances it.
 
     Of a ``ConcatDataset`` only one part is left, since one file takes the place of all: the first
-    that reads instances.
+    that reads COCO's instances, else the first that reads DSDL or VOC's XML.
 
     Raises:
-        ValueError: It reads something else than instances.
+        ValueError: It reads something else.
     """
     while "dataset" in dataset or "datasets" in dataset:
         if "datasets" in dataset:
-            readable = [part for part in dataset.datasets if _reads_instances(part)]
-            dataset.datasets = (readable or dataset.datasets)[:1]
+            dataset.datasets = sorted(dataset.datasets, key=_distance)[:1]
             dataset = dataset.datasets[0]
         else:
             dataset = dataset.dataset
     kind = _class_of(dataset)
     if kind is None or not issubclass(kind, (CocoDataset, *OTHER_FORMATS)):
         raise ValueError(
-            f"the config's data set is a {dataset.type}; a label file needs one of instances, as "
-            "the configs named *_coco.py have"
+            f"the config's data set is a {dataset.type}; a label file needs one that reads COCO "
+            "files of instances, as the configs named *_coco.py have, DSDL or VOC's XML"
         )
     if issubclass(kind, CocoPanopticDataset):
         raise ValueError(
@@ -201,12 +202,13 @@ def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
     return dataset
 
 
-def _reads_instances(dataset: ConfigDict) -> bool:
+def _distance(dataset: ConfigDict) -> int:
+    """How far a data set is from one that reads COCO's instances: 0 to 2."""
     try:
-        innermost_dataset(copy.deepcopy(dataset))
+        kind = _class_of(innermost_dataset(copy.deepcopy(dataset)))
     except ValueError:
-        return False
-    return True
+        return 2
+    return int(issubclass(kind, OTHER_FORMATS))
 
 
 def set_num_classes(model: ConfigDict, count: int) -> None:
@@ -287,10 +289,11 @@ def _swap(
     img_dir: str | Path | None,
 ) -> None:
     if issubclass(_class_of(dataset), OTHER_FORMATS):
-        for key in dataset.keys() - COMMON:
+        for key in dataset.keys() - COMMON - {"type"}:
             del dataset[key]
-        folder = dataset.get("data_prefix", {}).get("img_path", "")
-        dataset.update(type="CocoDataset", data_prefix=dict(img=folder))
+        prefix = dataset.get("data_prefix") or {}
+        dataset.data_prefix = dict(img=prefix.get("img", prefix.get("img_path", "")))
+        dataset.type = "CocoDataset"
     if classes != _classes(dataset):
         # A class with classes of its own (LVIS, Cityscapes, ...) also reads its files its own way.
         if "METAINFO" in vars(_class_of(dataset)):
@@ -493,13 +496,15 @@ def _differences(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
 def _evaluator(
     evaluators: Any, labels: str | Path, metrics: list[str], same_dataset: bool
 ) -> dict[str, Any]:
-    """The first metric that reads a COCO file, or a new one of COCO's, with these metrics.
+    """The first metric that reads a COCO file, or a new one of COCO's with these measures.
 
     Others need files that came with the config's.
     """
     evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
     for evaluator in evaluators:
-        if evaluator and "ann_file" in evaluator and "metric" in evaluator:
+        if not evaluator or "metric" not in evaluator:
+            continue
+        if "ann_file" in evaluator or evaluator["type"] == "CocoMetric":
             kind = evaluator["type"] if same_dataset else "CocoMetric"
             return {**evaluator, "type": kind, "ann_file": osp.abspath(labels)}
     return dict(type="CocoMetric", ann_file=osp.abspath(labels), metric=metrics)
@@ -513,7 +518,9 @@ def _keep_validation(
     dataset = innermost_dataset(cfg.val_dataloader.dataset)
     root = dataset.get("data_root") or "" if data_root is None else str(data_root)
     path = osp.join(root, dataset.ann_file)
-    if classes != _classes(dataset):
+    if issubclass(_class_of(dataset), DSDLDetDataset):
+        reason = f"nobody knows the classes of {path} yet"
+    elif classes != _classes(dataset):
         reason = f"{path} has other classes than {train_labels}"
     elif not exists(path, backend_args=dataset.get("backend_args")):
         reason = f"{path} does not exist"

@@ -89,11 +89,12 @@ def set_launcher(cfg: Config, launcher: str, timeout: int | None = None) -> None
         timeout: Seconds that ranks wait for each other; PyTorch's if not given.
 
     Raises:
-        ValueError: The launcher is ``slurm``, and Slurm has not started this process.
+        ValueError: The launcher is ``slurm``, and srun has not started this process, or does not
+            tell where the first one runs.
     """
-    if launcher == "slurm" and "SLURM_PROCID" not in os.environ:
+    if launcher == "slurm" and "SLURM_STEP_ID" not in os.environ:
         raise ValueError(
-            "--launcher slurm was given, but SLURM_PROCID is not set: expected a process started "
+            "--launcher slurm was given, but SLURM_STEP_ID is not set: expected a process started "
             "by srun, as tools/slurm_*.sh do"
         )
     cfg.launcher = launcher
@@ -102,7 +103,7 @@ def set_launcher(cfg: Config, launcher: str, timeout: int | None = None) -> None
     if launcher in ("pytorch", "slurm") and get_device() == "cpu":
         # MMEngine's own start asks for a GPU.
         if launcher == "slurm":
-            _take_rank_from_slurm()
+            _take_rank_from_slurm(cfg.get("env_cfg", {}).get("dist_cfg", {}).get("port"))
         if not torch.distributed.is_initialized():
             options = dict(timeout=timedelta(seconds=timeout)) if timeout else {}
             torch.distributed.init_process_group("gloo", **options)
@@ -112,14 +113,23 @@ def set_launcher(cfg: Config, launcher: str, timeout: int | None = None) -> None
         )
 
 
-def _take_rank_from_slurm() -> None:
+def _take_rank_from_slurm(port: int | None) -> None:
     """Says in PyTorch's variables what Slurm says in its own, as MMEngine does for GPUs."""
     names = dict(RANK="SLURM_PROCID", WORLD_SIZE="SLURM_NTASKS", LOCAL_RANK="SLURM_LOCALID")
     os.environ.update({name: os.environ[slurms] for name, slurms in names.items()})
+    if port is not None:
+        os.environ["MASTER_PORT"] = str(port)
+    os.environ.setdefault("MASTER_PORT", "29500")  # PyTorch's own
     if "MASTER_ADDR" not in os.environ:
         command = ["scontrol", "show", "hostnames", os.environ["SLURM_NODELIST"]]
-        os.environ["MASTER_ADDR"] = subprocess.check_output(command, text=True).split()[0]
-    os.environ.setdefault("MASTER_PORT", "29500")  # PyTorch's own
+        try:
+            found = subprocess.check_output(command, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise ValueError(
+                f"`{' '.join(command)}` does not tell the first node of the job ({error}); set "
+                "MASTER_ADDR to its name"
+            ) from error
+        os.environ["MASTER_ADDR"] = found.split()[0]
 
 
 def leave_group() -> None:

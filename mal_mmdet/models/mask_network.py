@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import torch
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
@@ -54,12 +55,16 @@ class MaskNetwork(BaseModule):
     def predict(self, images: Tensor, areas: Tensor) -> Tensor:
         """:meth:`forward`, where on a CPU no bit of a crop's logits depends on its neighbours.
 
-        An encoder's products have rows enough to be summed alike in any batch; a decoder has its
-        own way. On a GPU, where that would be slow, bits depend on the batch.
+        Libraries choose how to sum by the shape of a batch. An encoder's products have rows enough
+        not to notice; a decoder has a ``predict`` of its own, or gets the crops one by one. On a
+        GPU, where that would be slow, bits depend on the batch.
         """
         features = self._features(images)
-        decode = self.decoder.predict if features.device.type == "cpu" else self.decoder
-        return decode(features, areas)
+        if features.device.type != "cpu":
+            return self.decoder(features, areas)
+        if hasattr(self.decoder, "predict"):
+            return self.decoder.predict(features, areas)
+        return torch.cat([self.decoder(*crop) for crop in zip(features.split(1), areas.split(1))])
 
     def _features(self, images: Tensor) -> Tensor:
         features = self.backbone(images)[-1]

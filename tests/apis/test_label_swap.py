@@ -170,9 +170,10 @@ def test_the_other_parts_of_a_concatenation_are_left_out(demo):
 def test_the_part_of_a_concatenation_that_reads_instances_is_replaced(demo):
     cfg = stock(MASK_RCNN)
     leaf = cfg.train_dataloader.dataset
+    voc = dict(type="VOCDataset", data_root="voc/", ann_file="train.txt", pipeline=[])
     text = dict(type="ODVGDataset", data_root="odvg/", ann_file="train.json", pipeline=[])
     inner = dict(type="RepeatDataset", times=2, dataset=leaf)
-    cfg.train_dataloader.dataset = ConfigDict(type="ConcatDataset", datasets=[text, inner])
+    cfg.train_dataloader.dataset = ConfigDict(type="ConcatDataset", datasets=[text, voc, inner])
     swapped(demo, cfg)
     assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 2 * 8
     cfg.train_dataloader.dataset = ConfigDict(type="ConcatDataset", datasets=[text, text])
@@ -482,6 +483,31 @@ def test_detectors_of_voc(demo):
     assert len(train) == 3 * 8 and len(train[0]["data_samples"].gt_instances)
     assert cfg.model.roi_head.bbox_head.num_classes == 7
     assert METRICS.build(cfg.test_evaluator).metrics == ["bbox"]
+
+
+@pytest.mark.parametrize(
+    "config, folder",
+    [
+        ("dsdl/coco_instance.py", "original"),
+        ("wider_face/retinanet_r50_fpn_1x_widerface.py", "WIDER_train"),
+    ],
+)
+def test_data_sets_of_other_formats_keep_what_is_not_about_the_format(
+    demo, tmp_path, config, folder
+):
+    shutil.copytree(demo / "train", tmp_path / folder)
+    cfg = stock(config)
+    cfg.train_dataloader.dataset.indices = 3
+    use_labels(cfg, demo / "instances_train.json", data_root=tmp_path)
+    train = DATASETS.build(cfg.train_dataloader.dataset)
+    assert len(train) == 3 and train.data_prefix == dict(img=str(tmp_path / folder))
+
+
+def test_a_stock_metric_of_coco_keeps_its_options(demo):
+    cfg = stock("dsdl/coco_instance.py")
+    cfg.val_evaluator.classwise = True
+    swapped(demo, cfg, val_labels=demo / "instances_val.json")
+    assert cfg.val_evaluator.classwise and METRICS.build(cfg.val_evaluator).metrics[1] == "segm"
 
 
 def test_images_of_lvis_are_looked_for_by_their_address(demo, edited, tmp_path):

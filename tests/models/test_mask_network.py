@@ -64,11 +64,24 @@ def test_a_crop_whose_rest_the_encoder_cuts_off():
         run(model, size=100)
 
 
+@MODELS.register_module()
+class MeanDecoder(torch.nn.Module):
+    """One of a user's own: a linear layer, whose sums depend on the number of rows."""
+
+    def __init__(self, in_channels, channels):
+        super().__init__()
+        self.in_channels = in_channels
+        self.head = torch.nn.Linear(in_channels, 32 * 32)
+
+    def forward(self, features, areas):
+        return self.head(features.mean((2, 3))).unflatten(1, (32, 32))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "decoder",
     [dict(type=name) for name in decoders.__all__]
-    + [dict(type="AttentionDecoder", scale_adaptive=False)],
+    + [dict(type="AttentionDecoder", scale_adaptive=False), dict(type="MeanDecoder")],
 )
 def test_predicted_logits_do_not_depend_on_the_batch(decoder, dtype):
     """Maps from 2 to 32 cells a side; batches that leave one crop, and sizes of which one is."""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
@@ -46,7 +45,3 @@ class FullyConnectedDecoder(BaseModule):
         size = (4 * features.shape[2], 4 * features.shape[3])
         masks = self.mlp(features.mean((2, 3))).unflatten(1, (1, self.mask_size, self.mask_size))
         return F.interpolate(masks, size, mode="bilinear", align_corners=False)[:, 0]
-
-    def predict(self, features: Tensor, areas: Tensor) -> Tensor:
-        """:meth:`forward` crop by crop, so that on a CPU no bit depends on a crop's neighbours."""
-        return torch.cat([self(*crop) for crop in zip(features.split(1), areas.split(1))])

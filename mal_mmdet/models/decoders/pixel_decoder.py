@@ -61,9 +61,9 @@ class PixelDecoder(BaseModule, metaclass=ABCMeta):
     def predict(self, features: Tensor, areas: Tensor) -> Tensor:
         """:meth:`forward`, where on a CPU no bit of a crop's logits depends on its neighbours.
 
-        Libraries choose how to sum by the shape of a batch. A key is a row of a matrix product,
-        in which few rows are summed otherwise than many: keys are made one by one. Of
-        convolutions PyTorch only treats a lone map otherwise: it gets a copy for company.
+        A key is a row of a matrix product, in which few rows are summed otherwise than many: keys
+        are made one by one. Of convolutions PyTorch only treats a lone map otherwise: it gets a
+        copy for company.
         """
         keys = torch.cat([self.keys(crop) for crop in features.split(1)])
         return self._logits_by_size(keys, features, areas, fewest=2)
