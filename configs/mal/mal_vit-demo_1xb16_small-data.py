@@ -2,7 +2,7 @@
 # is repeated, so that an epoch, with its warm-ups, is some hundred iterations.
 _base_ = './mal_vit-demo_1xb16_demo.py'
 data_root = 'data/small/'
-max_epochs = 40
+max_epochs = 50
 
 # Without pretrained weights "dark" or "bright" is soon taken for "object". Negatives of both views
 # forbid that; the CRF loss, which only sees differences of colour, does not notice them.
