@@ -78,7 +78,8 @@ def test_qualities_survive_transforms_that_drop_and_add_instances(demo, tmp_path
 
     cfg = dataset_config(demo, tmp_path, edit)
     crop = dict(type="RandomCrop", crop_size=(100, 200))
-    cfg.pipeline, end = [*cfg.pipeline[:3], crop], cfg.pipeline[-2:]
+    load, annotations, _, quality = cfg.pipeline[:4]  # the third resizes
+    cfg.pipeline, end = [load, annotations, quality, crop], cfg.pipeline[-2:]
     mix = [dict(type="CopyPaste"), dict(type="FilterAnnotations", min_gt_bbox_wh=(8, 8)), *end]
     dataset = DATASETS.build(dict(type="MultiImageMixDataset", dataset=cfg, pipeline=mix))
     np.random.seed(0)
@@ -101,7 +102,7 @@ def test_steps_that_are_missing_or_in_the_wrong_place(demo, tmp_path):
     cfg.pipeline = [step for step in pipeline if step.type != "LoadMaskQuality"]
     with pytest.raises(ValueError, match=r"of \d+ instances of .*jpg have no mask quality: put"):
         DATASETS.build(cfg)[0]
-    cfg.pipeline = [pipeline[0], pipeline[2], pipeline[1], *pipeline[3:]]
+    cfg.pipeline = [pipeline[0], pipeline[3], *pipeline[1:3], *pipeline[4:]]
     with pytest.raises(ValueError, match=r"no labels for \d+ annotations: .* right behind LoadAnn"):
         DATASETS.build(cfg)[0]
 
