@@ -285,7 +285,7 @@ def test_the_quickstart_passes_progress_on(tmp_path, monkeypatch, capsys):
     ]
     script = tmp_path / "stage.py"
     script.write_text("\n".join(f"print({line!r})" for line in lines))
-    stages.run("a stage", tmp_path, script, threads=1)
+    stages.run("a stage", tmp_path, script)
     shown = capsys.readouterr().out.splitlines()
     assert shown[1:-1] == [
         "a stage: Epoch(train)  [3][25/47]  eta: 0:19:03",

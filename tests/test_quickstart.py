@@ -22,10 +22,10 @@ def test_a_stage_runs_once_and_again_when_its_result_is_gone(tmp_path):
         f"with open({str(result)!r}, 'a') as f: f.write('x')\nprint('Epoch(train) [1]')"
     )
     for expected in ("x", "x"):
-        quickstart.Stages(tmp_path).run("stage", result, script, threads=1)
+        quickstart.Stages(tmp_path).run("stage", result, script)
         assert result.read_text() == expected
     result.unlink()
-    quickstart.Stages(tmp_path).run("stage", result, script, threads=1)
+    quickstart.Stages(tmp_path).run("stage", result, script)
     assert result.read_text() == "x"
     assert set(json.loads((tmp_path / "spans.json").read_text())) == {"stage"}
 
@@ -35,11 +35,11 @@ def test_a_failing_stage_stops_with_its_output_and_is_not_done(tmp_path):
     script = tmp_path / "stage.py"
     script.write_text("raise RuntimeError('the reason')")
     with pytest.raises(SystemExit, match=r"(?s)stage failed.*the reason"):
-        quickstart.Stages(tmp_path).run("stage", tmp_path, script, threads=1)
+        quickstart.Stages(tmp_path).run("stage", tmp_path, script)
     failed = json.loads((tmp_path / "spans.json").read_text())["stage"]
     assert not failed["done"] and len(failed["spans"]) == 1
     script.write_text("")
-    quickstart.Stages(tmp_path).run("stage", tmp_path, script, threads=1)
+    quickstart.Stages(tmp_path).run("stage", tmp_path, script)
     stage = json.loads((tmp_path / "spans.json").read_text())["stage"]
     assert stage["done"] and stage["spans"][0] == failed["spans"][0] and len(stage["spans"]) == 2
 
@@ -72,8 +72,8 @@ def test_lanes_overlap(meet):
     stages, one, two = quickstart.Stages(meet), meet / "one", meet / "two"
     quickstart.side_by_side(
         stages,
-        lambda: stages.run("first", one, meet / "meet.py", one, two, threads=1),
-        lambda: stages.run("second", two, meet / "meet.py", two, one, threads=1),
+        lambda: stages.run("first", one, meet / "meet.py", one, two),
+        lambda: stages.run("second", two, meet / "meet.py", two, one),
     )
     apart = [stages.stages[name]["spans"] for name in ("first", "second")]
     assert quickstart.covered(apart[0] + apart[1]) < sum(map(quickstart.covered, apart))
@@ -86,16 +86,14 @@ def test_what_runs_beside_a_failing_stage_ends_and_nothing_else_starts(meet):
     (meet / "slow.py").write_text(f"{MEET}\ntime.sleep(2)\npathlib.Path(sys.argv[3]).touch()")
 
     def lane():
-        stages.run("slow", beside, meet / "slow.py", meet / "slow", failing, beside, threads=1)
-        stages.run("after it", never, meet / "meet.py", never, never, threads=1)
+        stages.run("slow", beside, meet / "slow.py", meet / "slow", failing, beside)
+        stages.run("after it", never, meet / "meet.py", never, never)
 
     with pytest.raises(SystemExit, match=r"(?s)^fail failed.*the reason"):
         quickstart.side_by_side(
             stages,
             lane,
-            lambda: stages.run(
-                "fail", failing, meet / "fail.py", failing, meet / "slow", threads=1
-            ),
+            lambda: stages.run("fail", failing, meet / "fail.py", failing, meet / "slow"),
         )
     assert beside.exists() and not never.exists()
     done = {name: stage["done"] for name, stage in stages.stages.items()}
@@ -116,7 +114,7 @@ def test_signals_end_the_stages(meet, number):
         f"folder = pathlib.Path({str(meet)!r})\n"
         "stages = quickstart.Stages(folder)\n"
         "def lane(name):\n"
-        "    stages.run(name, folder, folder / 'long.py', folder / name, threads=1)\n"
+        "    stages.run(name, folder, folder / 'long.py', folder / name)\n"
         "quickstart.side_by_side(stages, lambda: lane('a'), lambda: lane('b'))\n"
     )
     (meet / "long.py").write_text(

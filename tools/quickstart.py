@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole main job on the demo data, as the commands that a user would type, and a summary.
 
-MAL's training and what needs no MAL run side by side, with half of the cores each; by the time that
-MAL's labels are made the rest is nearly done, and they get all cores. A stage whose results are
-there is skipped; delete the work dir to start over.
+What needs MAL's labels and what does not run side by side, with half of the cores each. A stage
+whose results are there is skipped; delete the work dir to start over.
 """
 
 from __future__ import annotations
@@ -62,9 +61,7 @@ class Stages:
         spans["total"] = [span for stage in self.stages.values() for span in stage["spans"]]
         return {name: round(covered(found), 1) for name, found in spans.items()}
 
-    def run(
-        self, name: str, result: Path, *command: str | Path, threads: int, use_gpu: bool = True
-    ) -> None:
+    def run(self, name: str, result: Path, *command: str | Path, use_gpu: bool = True) -> None:
         """Runs one of the tools, unless it has run to its end before and its result is there."""
         words = [str(word) for word in command]
         with self._lock:
@@ -75,7 +72,7 @@ class Stages:
                 return
             stage.update(spans=[], done=False)  # its result was deleted: a new start
         log_file = self.logs / (re.sub(r"\W+", "-", name).lower() + ".log")
-        env = dict(OMP_NUM_THREADS=str(threads)) | os.environ | ({} if use_gpu else HIDE_GPU)
+        env = os.environ | ({} if use_gpu else HIDE_GPU)
         process = self._start(name, words, env)
         console.print(
             f"{name}: python {shlex.join(words)}", style="dim", soft_wrap=True, markup=False
@@ -175,8 +172,8 @@ def main() -> None:
     work_dir = args.work_dir.resolve()
     work_dir.mkdir(parents=True, exist_ok=True)
     stages = Stages(work_dir)
-    cores = len(os.sched_getaffinity(0))
-    half = max(1, cores // 2)
+    # Threads that are more than cores wait for each other most of the time.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // 2)))
     gpu = operators_on_gpu()
     truth, images = DATA / "instances_train.json", DATA / "train"
     boxes = ["--ann-file", DATA / "boxes_train.json", "--img-dir", images]
@@ -187,43 +184,43 @@ def main() -> None:
     def learn_masks() -> None:
         last = work_dir / "mal/last_checkpoint"
         train = ["tools/train.py", MAL, "--work-dir", last.parent, "--resume"]
-        stages.run("train MAL", last, *train, threads=half)
+        stages.run("train MAL", last, *train)
         out = ["--out", labels["mal"], "--work-dir", work_dir / "labeling", "--resume"]
         label = ["tools/generate_labels.py", MAL, last.read_text(), *boxes, *out]
-        stages.run("label with MAL", labels["mal"], *label, threads=cores)
-        evaluate("mal", cores)
+        stages.run("label with MAL", labels["mal"], *label)
+        evaluate("mal")
         draw = ["tools/visualize.py", "masks", labels["mal"], truth, "--img-dir", images]
-        stages.run("draw labels", picture, *draw, "--out", picture, threads=cores)
-        train_detector("mal", cores)
+        stages.run("draw labels", picture, *draw, "--out", picture)
+        train_detector("mal")
 
     def compare() -> None:
         for method in ("box", "grabcut"):
             out = labels[method]
             label = ["tools/label_baseline.py", method, *boxes, "--out", out]
-            stages.run(f"label with {method}", out, *label, threads=half)
-            evaluate(method, half)
-        train_detector("human", half)
-        train_detector("box", half)
+            stages.run(f"label with {method}", out, *label)
+            evaluate(method)
+        train_detector("human")
+        train_detector("box")
 
-    def evaluate(name: str, threads: int) -> None:
+    def evaluate(name: str) -> None:
         out = work_dir / f"miou_{name}.json"
         command = ["tools/evaluate_labels.py", labels[name], truth, "--out", out]
-        stages.run(f"evaluate labels of {name}", out, *command, threads=threads)
+        stages.run(f"evaluate labels of {name}", out, *command)
 
-    def train_detector(name: str, threads: int) -> None:
+    def train_detector(name: str) -> None:
         last = work_dir / f"mask_rcnn_{name}/last_checkpoint"
         train = ["tools/train.py", DETECTOR, "--work-dir", last.parent, "--resume"]
         options = ["--cfg-options", f"train_dataloader.dataset.ann_file={labels[name]}"]
         options += ["randomness.seed=0", "train_cfg.val_begin=1000"]  # it is tested below
         text = f"Mask R-CNN on {LABELS[name]}"
-        stages.run(f"train {text}", last, *train, *options, threads=threads, use_gpu=gpu)
+        stages.run(f"train {text}", last, *train, *options, use_gpu=gpu)
         out = work_dir / f"test_{name}"
         test = ["tools/test.py", DETECTOR, last.read_text(), "--work-dir", out]
-        stages.run(f"test {text}", out, *test, threads=threads, use_gpu=gpu)
+        stages.run(f"test {text}", out, *test, use_gpu=gpu)
 
     def make_data() -> None:
         make = ["tools/make_demo_dataset.py", "--out", DATA]
-        stages.run("make demo data", truth, *make, threads=cores)
+        stages.run("make demo data", truth, *make)
 
     side_by_side(stages, make_data)
     side_by_side(stages, learn_masks, compare)
