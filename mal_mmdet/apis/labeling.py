@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 from mal_mmdet.labeling import sha256, shard_folder
 from mal_mmdet.version import __version__
 
-from .launch import load_weights, use_boxes
+from .launch import load_weights, unwrapped, use_boxes
 
 
 def generate_labels(
@@ -97,6 +97,7 @@ def generate_labels(
         allow_outside=allow_outside,
     )
     loader.batch_size = cfg.model.get("crops_per_batch", 32)
+    loader.pin_memory = torch.cuda.is_available()
     loader.batch_sampler = dict(type="LabelBatchSampler", shards=str(shard_folder(out_file)))
     pipelines = {k: v for k, v in loader.dataset.items() if k != "dataset"}
     pipelines = [pipelines, loader.dataset.dataset.pipeline]
@@ -132,6 +133,8 @@ def generate_labels(
     cfg.custom_hooks = [dict(type="LabelProgressHook"), dict(type="LabelStopHook")]
     runner = Runner.from_cfg(cfg)
     load_weights(runner, checkpoint)
+    if torch.cuda.is_available():
+        unwrapped(runner.model).cast_networks()
     return runner.test().get("labels/failed", 0)
 
 

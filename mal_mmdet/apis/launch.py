@@ -23,6 +23,7 @@ from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, load_checkpoint
+from torch import nn
 
 from mal_mmdet.engine import INTERRUPTED
 from mal_mmdet.models import MaskAutoLabeler
@@ -147,6 +148,11 @@ def leave_group() -> None:
     torch.distributed.destroy_process_group()
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A model without the wrapper that distributed runs put around it."""
+    return model.module if is_model_wrapper(model) else model
+
+
 def load_weights(runner: Runner, checkpoint: str | Path | None) -> None:
     """Loads a checkpoint for testing; one of phase 1 has to fit to the last tensor.
 
@@ -157,7 +163,7 @@ def load_weights(runner: Runner, checkpoint: str | Path | None) -> None:
     Raises:
         ValueError: The checkpoint is another network's.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     if checkpoint is None:
         model.init_weights()
     elif isinstance(model, MaskAutoLabeler):

@@ -21,6 +21,7 @@ class MultiTensorMeanTeacherHook(MeanTeacherHook):
 
     def __init__(self, momentum: float) -> None:
         super().__init__(momentum)
+        self._model: nn.Module | None = None
 
     def momentum_update(self, model: nn.Module, momentum: float) -> None:
         """Moves the teacher's parameters towards the student's; with ``momentum`` 1, all the way.
@@ -29,5 +30,9 @@ class MultiTensorMeanTeacherHook(MeanTeacherHook):
             model: Has a ``student`` and a ``teacher`` with the same parameters in the same order.
             momentum: Share of the way, in [0, 1].
         """
-        update = get_ema_multi_avg_fn(1 - momentum)
-        update([*model.teacher.parameters()], [*model.student.parameters()], None)
+        if self._model is not model:  # to look them up takes longer than a GPU needs for the rest
+            self._model = model
+            self._teacher, self._student = (
+                [*network.parameters()] for network in (model.teacher, model.student)
+            )
+        get_ema_multi_avg_fn(1 - momentum)(self._teacher, self._student, None)

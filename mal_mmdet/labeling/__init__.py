@@ -32,6 +32,7 @@ from .label_writer import (
 from .mask_quality import mask_quality
 from .paste import (
     MaskWindow,
+    arrived,
     encode_window,
     mask_window,
     mask_windows,
@@ -56,6 +57,7 @@ __all__ = [
     "ListWriter",
     "MaskWindow",
     "apply_review",
+    "arrived",
     "bbox_problem",
     "check_annotations",
     "check_labels",

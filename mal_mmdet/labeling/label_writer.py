@@ -32,7 +32,7 @@ from .coco_file import (
     without_nan,
 )
 from .json_stream import ListWriter, write_around
-from .paste import encode_rectangle, encode_window, mask_windows
+from .paste import arrived, encode_rectangle, encode_window, mask_windows
 from .polygons import mask_bbox, mask_problem, mask_to_polygons
 from .shards import LabelShards
 
@@ -156,7 +156,7 @@ class LabelWriter(BaseMetric):
 
     def _labels(self, sample: dict) -> list[tuple[int, dict]]:
         labels = [(i, dict(problem=problem)) for i, problem in sample.get("failed", {}).items()]
-        pred, shape = sample["pred_instances"], sample["ori_shape"]
+        pred, shape = arrived(sample["pred_instances"]), sample["ori_shape"]
         for index, quality, window in zip(
             pred["ann_indices"].tolist(), pred["mask_quality"].tolist(), mask_windows(pred, shape)
         ):

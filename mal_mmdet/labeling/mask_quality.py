@@ -48,8 +48,10 @@ def mask_quality(view_logits: Tensor, thresholds: Tensor, bboxes: Tensor, images
         float32, (B,), in [0, 1]: 1 for the best. Without a gradient.
     """
     with torch.no_grad(), torch.autocast(view_logits.device.type, enabled=False):
-        size = view_logits.new_tensor(view_logits.shape[:1:-1], dtype=torch.float32).tile(2)
-        bboxes = bboxes.float() * (GRID / size)
+        height, width = view_logits.shape[2:]
+        x0, y0, x1, y1 = bboxes.float().unbind(1)
+        x_scale, y_scale = GRID / width, GRID / height
+        bboxes = torch.stack([x0 * x_scale, y0 * y_scale, x1 * x_scale, y1 * y_scale], 1)
         logits = view_logits.float().clamp(-LOGIT_LIMIT, LOGIT_LIMIT).flatten(0, 1)[:, None]
         logits = F.adaptive_avg_pool2d(logits, GRID).view(*view_logits.shape[:2], GRID, GRID)
         thresholds = thresholds.float()[:, None, None]
@@ -162,7 +164,8 @@ def colour_separation(masks: Tensor, colours: Tensor) -> Tensor:
     moments = (terms * (inside + outside)[:, None]) @ terms.mT
     moments.diagonal(dim1=1, dim2=2).add_(RIDGE)
     signed = (inside - outside)[:, :, None]
-    fit = torch.linalg.solve(moments, terms @ signed).mT @ terms  # (B, 1, G²), over 0 is inside
+    # A GPU would be waited for to know whether it can be solved: the ridge sees to that.
+    fit = torch.linalg.solve_ex(moments, terms @ signed)[0].mT @ terms  # (B, 1, G²), over 0: inside
     return 0.5 + (fit.sign() @ signed)[:, 0, 0] / 4
 
 

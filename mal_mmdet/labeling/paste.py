@@ -91,6 +91,18 @@ def mask_window(
     return MaskWindow(x0, y0, mask, float(resized[mask].mean()))
 
 
+def arrived(pred: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Waits until a GPU has sent what a prediction holds, and returns that prediction.
+
+    Args:
+        pred: ``pred_instances`` of :meth:`MaskAutoLabeler.predict`, or the same as a dictionary.
+    """
+    wait = pred.get("ready")
+    if wait:
+        wait()
+    return pred
+
+
 def mask_windows(
     pred: Mapping[str, Tensor], image_shape: tuple[int, int]
 ) -> Iterator[MaskWindow | None]:
@@ -103,6 +115,7 @@ def mask_windows(
     Yields:
         A mask; None where the network's prediction is not finite.
     """
+    pred = arrived(pred)
     keys = ("mask_quality", "crop_bboxes", "bboxes", "thresholds")
     fields = (pred[key].tolist() for key in keys)
     for prob, quality, *box in zip(pred["mask_probs"].numpy(), *fields):

@@ -52,3 +52,11 @@ def test_networks_that_differ():
 def test_bad_momentum(momentum):
     with pytest.raises(AssertionError):
         MultiTensorMeanTeacherHook(momentum)
+
+
+def test_a_hook_follows_the_model_that_it_is_given():
+    hook, first, second = MultiTensorMeanTeacherHook(0.5), pair(), pair()
+    for model in (first, second, second):
+        before = model.teacher[0].weight.clone()
+        hook.momentum_update(model, 0.5)
+        assert not torch.equal(model.teacher[0].weight, before)

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.structures import InstanceData
 
 from mal_mmdet.labeling import (
     MaskWindow,
@@ -107,3 +108,24 @@ def test_windows_of_an_image_and_none_for_what_is_not_finite():
         expected = mask_window(probs[i].numpy(), *box, (40, 50))
         assert (window.x0, window.y0, window.score) == (expected.x0, expected.y0, expected.score)
         np.testing.assert_array_equal(window.mask, expected.mask)
+
+
+@pytest.mark.parametrize("kind", ["instances", "dictionary"])
+def test_masks_wait_for_a_gpu(kind):
+    """What a prediction holds is there only after its ``ready``."""
+    pred = InstanceData(
+        mask_probs=torch.zeros(1, 8, 8),
+        mask_quality=torch.tensor([torch.nan]),
+        crop_bboxes=torch.tensor([[0, 0, 8, 8]]),
+        bboxes=torch.tensor([[1.0, 1.0, 7.0, 7.0]]),
+        thresholds=torch.tensor([0.5]),
+    )
+    probs, quality = pred.mask_probs, pred.mask_quality
+
+    def send():
+        probs.fill_(0.9)
+        quality.fill_(0.7)
+
+    pred.set_metainfo(dict(ready=send))
+    (window,) = mask_windows(pred if kind == "instances" else pred.to_dict(), (8, 8))
+    assert window.mask.all() and window.mask.shape == (6, 6)

@@ -230,3 +230,32 @@ def test_decoders_are_swapped_by_one_line_of_config(demo, tmp_path, decoder):
         mode="predict",
     )
     assert result.pred_instances.masks.shape == (1, 50, 60)
+
+
+def test_networks_that_are_cast_predict_as_autocast_does(model):
+    crop, boxes = torch.randn(2, 3, SIZE, SIZE), [[10, 10, 30, 40], [5, 20, 15, 30]]
+    crops = [[8, 6, 32, 44], [3, 18, 17, 32]]
+    model.eval()
+    model.predict_dtype = torch.bfloat16
+    (mixed,) = model(crop, [image_sample(boxes, crops)], mode="predict")
+    model.cast_networks()
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    (cast,) = model(crop, [image_sample(boxes, crops)], mode="predict")
+    found = cast.pred_instances.mask_probs
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, mixed.pred_instances.mask_probs, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_other_types_are_not_cast(model, dtype):
+    model.predict_dtype = dtype
+    model.cast_networks()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_data_samples_stay_on_the_cpu(model):
+    """Or a GPU would be waited for between the layers of every step."""
+    samples = [image_sample([[10, 10, 30, 40]], [[8, 6, 32, 44]])]
+    data = dict(inputs=[torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8)], data_samples=samples)
+    found = model.data_preprocessor(data)["data_samples"]
+    assert found[0] is samples[0]

@@ -23,7 +23,8 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
+from benchmark_mean_field import now
+from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 from pycocotools import mask as mask_utils
 from rich.console import Console
@@ -46,41 +47,60 @@ from mal_mmdet.models import MaskAutoLabeler
 from mal_mmdet.models import mask_auto_labeler as model_module
 from mal_mmdet.progress import track
 
+FILES = 50  # that images share, so that many can be made quickly; each is read all the same
 IOU_OF_SAME = 0.99  # OpenCV and torch resize alike but for the last bits
 
 
 class Stopwatch:
-    """Seconds by stage; waits for the GPU before it looks at the clock."""
+    """Seconds by stage; those of a GPU are its own, for which nothing waits until the end."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     def timed(self, stage: str, function: Callable) -> Callable:
         def call(*args, **kwargs):
-            start = now()
+            start = time.perf_counter()
             result = function(*args, **kwargs)
-            self.seconds[stage] += now() - start
+            self.seconds[stage] += time.perf_counter() - start
             return result
 
         return call
 
+    def timed_on_device(self, stage: str, function: Callable) -> Callable:
+        if not torch.cuda.is_available():
+            return self.timed(stage, function)
 
-def now() -> float:
-    """Seconds, after all work of the GPU so far."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        def call(*args, **kwargs):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            result = function(*args, **kwargs)
+            end.record()
+            self.events.append((stage, start, end))
+            return result
+
+        return call
+
+    def finish(self) -> dict[str, float]:
+        """All seconds, once the GPU is done."""
+        now()
+        for stage, start, end in self.events:
+            self.seconds[stage] += start.elapsed_time(end) / 1e3
+        self.events.clear()
+        return self.seconds
 
 
 def make_images(folder: Path, number: int, boxes: int, width: int, height: int) -> Path:
     """Writes JPEG images and the file of their boxes, whose sides are 40 to 400 pixels."""
     rng = np.random.default_rng(0)
     coco = dict(images=[], annotations=[], categories=[dict(id=1, name="thing")])
-    for i in range(number):
+    for i in range(min(number, FILES)):
         noise = rng.integers(0, 256, (height // 40 + 1, width // 40 + 1, 3), dtype=np.uint8)
         img = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(folder / f"{i}.jpg"), img)
-        coco["images"].append(dict(id=i, file_name=f"{i}.jpg", width=width, height=height))
+    for i in range(number):
+        name = f"{i % FILES}.jpg"
+        coco["images"].append(dict(id=i, file_name=name, width=width, height=height))
         for _ in range(boxes):
             w, h = rng.integers(40, 400, 2).clip(max=[width, height]).tolist()
             x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
@@ -101,6 +121,7 @@ def make_images(folder: Path, number: int, boxes: int, width: int, height: int) 
 def build(args: argparse.Namespace, folder: Path, boxes: Path) -> tuple[Runner, Path]:
     """The runner that generate_labels would use, and the label file."""
     cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
     cfg.work_dir, cfg.log_level = str(folder / "work"), "WARNING"
     use_boxes(cfg, boxes, folder)
     cfg.model.update(paste_masks=False, predict_dtype=args.dtype)
@@ -109,6 +130,7 @@ def build(args: argparse.Namespace, folder: Path, boxes: Path) -> tuple[Runner, 
     loader.num_workers = args.workers
     loader.persistent_workers = False
     loader.batch_size = cfg.model.get("crops_per_batch", 32)
+    loader.pin_memory = torch.cuda.is_available()
     loader.batch_sampler = dict(type="LabelBatchSampler", shards=str(shard_folder(out)))
     cfg.test_evaluator = dict(type="LabelWriter", ann_file=str(boxes), out_file=str(out))
     cfg.custom_hooks = []
@@ -116,6 +138,8 @@ def build(args: argparse.Namespace, folder: Path, boxes: Path) -> tuple[Runner, 
     if args.checkpoint:
         load_weights(runner, args.checkpoint)
     runner.model.eval()
+    if torch.cuda.is_available():
+        runner.model.cast_networks()  # as labeling does
     return runner, out
 
 
@@ -131,9 +155,9 @@ def label(runner: Runner, watch: Stopwatch) -> None:
     dataset._load = watch.timed("read", dataset._load)
     pipeline = dataset.pipeline
     dataset.pipeline = watch.timed("crop", pipeline)
-    model.view_logits = watch.timed("network", model.view_logits)
+    model.view_logits = watch.timed_on_device("network", model.view_logits)
     quality = model_module.mask_quality
-    model_module.mask_quality = watch.timed("quality", quality)
+    model_module.mask_quality = watch.timed_on_device("quality", quality)
     originals = paste_module.mask_window, writer_module.encode_window
     paste_module.mask_window = _thread_timed(watch, "paste", originals[0])
     writer_module.encode_window = _thread_timed(watch, "encode", originals[1])
@@ -168,7 +192,7 @@ def label_plainly(
     """The plain pipeline, a sample a box; returns RLEs by the index of their annotation."""
     rles, size = {}, model.crops_per_batch
     read, crop = watch.timed("read", dataset._load), watch.timed("crop", dataset.pipeline)
-    predict = watch.timed("network", model.mask_logits)
+    predict = watch.timed_on_device("network", model.mask_logits)
 
     def finish(samples: list[dict]) -> None:
         data = dict(
@@ -177,10 +201,7 @@ def label_plainly(
         )
         data = model.data_preprocessor(data)
         areas = torch.cat([s.gt_instances.areas for s in data["data_samples"]])
-        with torch.autocast(
-            areas.device.type, model.predict_dtype, model.predict_dtype is not torch.float32
-        ):
-            logits = predict(data["inputs"], areas).float()
+        logits = predict(data["inputs"], areas)
         logits = F.interpolate(logits[:, None], data["inputs"].shape[2:], mode="bilinear")
         for prob, sample in zip(logits.sigmoid().cpu(), data["data_samples"]):
             index = int(sample.gt_instances.ann_indices[0])
@@ -229,7 +250,7 @@ def teraflops(model: MaskAutoLabeler, seconds_per_box: float) -> tuple[float, fl
     crop = torch.zeros(1, 3, side, side, device=parameter.device)
     # Fused attention is not counted on every device.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model.mask_logits(crop, crop.new_tensor([1e4]))
+        model.mask_logits(crop, torch.tensor([1e4]))
     reached = counter.get_total_flops() / seconds_per_box / 1e12
     return reached, matmul_rate(parameter.device, model.predict_dtype)
 
@@ -262,6 +283,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", help="to predict in (default: %(default)s)")
     parser.add_argument("--no-reference", action="store_true", help="leave the plain one out")
     parser.add_argument("--out", help="JSON file for the figures")
+    parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override the config")
     return parser.parse_args()
 
 
@@ -276,11 +298,11 @@ def main() -> None:
             runner, out = build(args, folder, boxes)
             watch = Stopwatch()
             label(runner, watch)
-            ours.append(watch.seconds)
+            ours.append(watch.finish())
             if not args.no_reference:
                 watch = Stopwatch()
                 rles = label_plainly(runner.model, runner.test_dataloader.dataset, watch)
-                plain.append(watch.seconds)
+                plain.append(watch.finish())
                 if i == 0:
                     iou = compare(out, rles)
                     if iou < IOU_OF_SAME:

@@ -25,7 +25,7 @@ from unittest.mock import patch
 
 import torch
 from benchmark_labeling import matmul_rate
-from benchmark_mean_field import plain_mean_field
+from benchmark_mean_field import now, plain_mean_field
 from mmdet.engine.hooks import MeanTeacherHook
 from mmdet.registry import DATASETS, HOOKS, MODELS
 from mmdet.structures import DetDataSample
@@ -62,15 +62,9 @@ class StepTimer:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        start = self.now()
+        start = now()
         yield
-        self.seconds[name].append(self.now() - start)
-
-    @staticmethod
-    def now() -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        self.seconds[name].append(now() - start)
 
     def timed(self, name: str, function: Callable) -> Callable:
         def run(*args, **kwargs):
@@ -150,7 +144,7 @@ class Trainer:
         model.crf_loss.forward = timer.timed("CRF loss, forward", model.crf_loss.forward)
 
     def _note_gradient(self, gradient: Tensor) -> None:
-        self._gradient_is_here = self.timer.now()
+        self._gradient_is_here = now()
 
     def step(self) -> None:
         """Takes one."""
@@ -168,9 +162,9 @@ class Trainer:
         with self.optim_wrapper.optim_context(self.model):
             losses = self.model(**data, mode="loss")
         loss, _ = self.model.parse_losses(losses)
-        start = timer.now()
+        start = now()
         self.optim_wrapper.backward(loss)
-        timer.seconds["student, backward"].append(timer.now() - self._gradient_is_here)
+        timer.seconds["student, backward"].append(now() - self._gradient_is_here)
         timer.seconds["losses, backward"].append(self._gradient_is_here - start)
         with timer.part("optimizer"):
             self.optim_wrapper.step()
@@ -184,7 +178,8 @@ def floor(trainer: Trainer) -> float:
     # Fused attention is not counted on every device.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         trainer.step()
-    return counter.get_total_flops() / matmul_rate(get_device()) / 1e9
+    dtype = getattr(trainer.optim_wrapper, "cast_dtype", None) or torch.float32
+    return counter.get_total_flops() / matmul_rate(get_device(), dtype) / 1e9
 
 
 def stated_mean_field(

@@ -78,11 +78,13 @@ class PixelDecoder(BaseModule, metaclass=ABCMeta):
         groups = torch.bucketize(areas, areas.new_tensor(AREA_LIMITS))
         logits = None
         for group, scale in enumerate(SCALES):
+            # Areas are on the CPU, since how many there are of a size a GPU would be waited for.
             chosen = (groups == group).nonzero().squeeze(1)
             if len(chosen) == 0:
                 continue
             if len(chosen) < fewest:
                 chosen = chosen.repeat(fewest)
+            chosen = chosen.to(features.device, non_blocking=True)
             part = self._logits(keys[chosen], resize(features[chosen], scale), size)
             if logits is None:
                 logits = part.new_zeros(len(areas), *size)

@@ -14,8 +14,9 @@ Maps are laid out as one vector, row after row and crop after crop, without the 
 from the box, so that a neighbour is a fixed number of places away. At the border of a crop, and
 where the next row is missing, the place holds some other pixel, to which the weight is 0. Rows are
 missing only next to such as are outside the box, and so background whatever they are told. On a
-CPU compiled code takes one crop through all steps while it is in a core's cache, on a GPU a kernel
-does so; elsewhere a step is a few multiplications of vectors, for all crops at once.
+CPU compiled code takes one crop through all steps while it is in a core's cache; elsewhere a step
+is a few multiplications of vectors, for all crops at once. NVIDIA GPUs have a kernel of their own
+for all of it.
 """
 
 from __future__ import annotations
@@ -55,8 +56,7 @@ def pairwise_weights(
         outside the crop. Of each offset and its opposite only the one that points ahead in
         reading order is there, since K is symmetric, and a pixel's own weight, 1, is left out.
     """
-    if kernel_size < 3 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size is {kernel_size}, but must be odd and at least 3")
+    _check(kernel_size)
     height, width = images.shape[-2:]
     radius = kernel_size // 2
     for dy in range(radius + 1):
@@ -69,6 +69,11 @@ def pairwise_weights(
             weight = F.pad(_affinity(pixels, others, zeta, omega), sides)
             yield (dy, dx), weight[..., :height, :width]
             del weight  # or it would stay while the next is made
+
+
+def _check(kernel_size: int) -> None:
+    if kernel_size < 3 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is {kernel_size}, but must be odd and at least 3")
 
 
 def _affinity(pixels: Tensor, others: Tensor, zeta: float, omega: float) -> Tensor:
@@ -100,9 +105,16 @@ def mean_field(
 
     Returns:
         Bool masks l of shape (B, h, w).
+
+    Raises:
+        ValueError: ``kernel_size`` is even or 1.
     """
+    _check(kernel_size)
     dtype = torch.promote_types(probs.dtype, torch.float32)
     probs, box_masks, images = (maps.to(dtype) for maps in (probs, box_masks, images))
+    kernel = gpu_kernel(probs, kernel_size)
+    if kernel:
+        return kernel(probs, box_masks, images, zeta, omega, kernel_size, num_steps)
     masks = probs.new_zeros(probs.shape, dtype=torch.bool)
     # Outside the box x is 0.1 at every step, so the box and a frame around it are enough.
     window = (slice(None), *box_window(box_masks, kernel_size // 2))
@@ -153,26 +165,35 @@ def _iterate(
         follows = F.pad(rows[dy:] - rows[: len(rows) - dy] == dy, [0, dy])
         vector[inside] = weight.flatten(0, 1)[rows].mul_(follows[:, None]).flatten()
         offsets.append(dy * width + dx)
-    steps = torch_steps
-    if probs.device.type == "cpu":
-        steps = compiled_steps
-    elif probs.device.type == "cuda":
-        steps = gpu_steps(probs.device)
+    steps = compiled_steps if probs.device.type == "cpu" else torch_steps
     log_odds = steps(log_odds, log_box, laid_out, offsets, bounds, num_steps)
     masks = rows.new_zeros(batch * height, width, dtype=torch.bool)
     masks[rows] = log_odds[inside].view(-1, width) > 0
     return masks.view(batch, height, width)
 
 
-@functools.cache
-def gpu_steps(device: torch.device) -> Callable[..., Tensor]:
-    """``triton_steps``, or :func:`torch_steps` and a warning where Triton is not at work."""
-    try:
-        from .mean_field_triton import triton_steps
+def gpu_kernel(probs: Tensor, kernel_size: int) -> Callable[..., Tensor] | None:
+    """``triton_mean_field`` for maps on an NVIDIA GPU on which Triton works and that is no toy.
 
-        place = torch.zeros(1, device=device)
+    The programs of a crop wait for each other, so all of them have to be at work at once.
+    """
+    if probs.device.type != "cuda" or not triton_works(probs.device):
+        return None
+    from .mean_field_triton import num_blocks, triton_mean_field
+
+    processors = torch.cuda.get_device_properties(probs.device).multi_processor_count
+    return triton_mean_field if num_blocks(probs, kernel_size) <= processors else None
+
+
+@functools.cache
+def triton_works(device: torch.device) -> bool:
+    """Whether a kernel can be compiled and run there; warns if not."""
+    try:
+        from .mean_field_triton import triton_mean_field
+
+        images = torch.zeros(1, 3, 4, 4, device=device)
         # Compiles, which needs a C compiler, and waits for the kernel.
-        triton_steps(place, place, place[None], [0], [0, 1], 1).item()
+        triton_mean_field(images[:, 0], images[:, 0], images, 0.1, 1.0, 3, 1).any().item()
     except torch.OutOfMemoryError:  # says nothing about Triton
         raise
     except Exception as error:  # Triton's, the compiler's or the driver's
@@ -183,8 +204,8 @@ def gpu_steps(device: torch.device) -> Callable[..., Tensor]:
             logger="current",
             level=logging.WARNING,
         )
-        return torch_steps
-    return triton_steps
+        return False
+    return True
 
 
 def torch_steps(

@@ -3,6 +3,7 @@ import importlib
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import skimage.data
@@ -49,10 +50,14 @@ def naive_mean_field(probs, box, images, zeta, omega, k, steps, eps):
 def interpreted(monkeypatch):
     """The kernel for GPUs, run by Triton's interpreter on the CPU."""
     module = pytest.importorskip("mal_mmdet.models.losses.mean_field_triton", reason="no Triton")
+    import triton.language as tl
     from triton.runtime.interpreter import InterpretedFunction
 
-    monkeypatch.setattr(module, "crop_steps", InterpretedFunction(module.crop_steps.fn))
-    return module.triton_steps
+    kernel = InterpretedFunction(module.mean_field_kernel.fn)
+    monkeypatch.setattr(module, "mean_field_kernel", kernel)
+    for name in ("cdiv", "max", "min"):  # written in Triton themselves
+        monkeypatch.setattr(tl, name, InterpretedFunction(getattr(tl, name).fn))
+    return module.triton_mean_field
 
 
 @pytest.fixture(params=["compiled", "torch", "triton"])
@@ -61,8 +66,8 @@ def path(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setattr(MODULE, "compiled_steps", MODULE.torch_steps)
     elif request.param == "triton":
-        steps = request.getfixturevalue("interpreted")
-        monkeypatch.setattr(MODULE, "compiled_steps", steps)
+        kernel = request.getfixturevalue("interpreted")
+        monkeypatch.setattr(MODULE, "gpu_kernel", lambda probs, kernel_size: kernel)
 
 
 def example(smooth=True, dtype=torch.float64):
@@ -239,10 +244,13 @@ def test_half_precision_is_computed_in_float32(path, dtype):
     assert masks.any() and torch.equal(masks, mean_field(*singles, num_steps=20))
 
 
-def test_a_crop_of_many_blocks_in_the_kernel(interpreted, monkeypatch):
-    """Photographs, with boxes of more places than the kernel works on at once."""
+def test_programs_of_a_crop_hand_on_what_they_find(interpreted, monkeypatch):
+    """Photographs, with boxes of one program and of several, which meet within rows.
+
+    The interpreter runs one program after the other, so each stage is a launch of its own.
+    """
     module = importlib.import_module("mal_mmdet.models.losses.mean_field_triton")
-    monkeypatch.setattr(module, "PLACES", 64)
+    monkeypatch.setattr(module, "block_size", lambda kernel_size: 128)
     photo = torch.from_numpy(skimage.data.coffee()).permute(2, 0, 1)[None].double() / 60 - 2
     images = torch.cat([photo[..., y : y + 30, y : y + 20] for y in (0, 80, 160)])
     probs = torch.rand(3, 30, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -250,8 +258,8 @@ def test_a_crop_of_many_blocks_in_the_kernel(interpreted, monkeypatch):
     for i, side in enumerate((3, 11, 30)):
         box[i, :side, :side] = 1
     expected = mean_field(probs, box, images, num_steps=11)
-    monkeypatch.setattr(MODULE, "compiled_steps", interpreted)
-    assert torch.equal(mean_field(probs, box, images, num_steps=11), expected)
+    found = interpreted(probs, box, images, 0.1, 1.0, 3, 11, stages_per_launch=1)
+    assert torch.equal(found, expected)
     assert 50 < expected.sum() < box.sum()
 
 
@@ -261,20 +269,23 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from mal_mmdet.models.losses import mean_field_triton as module
 
-constants = dict(NEIGHBOURS=4, LIMIT=module.MAX_LOG_ODDS, PLACES=module.PLACES)
+constants = dict(ZETA=0.1, OMEGA=1.0, LIMIT=module.MAX_LOG_ODDS, SIDE=3)
+constants["BLOCK"] = module.block_size(3)
+numbers = ("turn", "height", "width", "channels", "first_stage", "stop_stage")
 for dtype in ("fp32", "fp64"):
-    signature = dict.fromkeys(("log_odds", "log_box", "weights"), f"*{dtype}")
-    signature |= dict(offsets="*i64", bounds="*i64", length="i32", num_steps="i32")
+    signature = dict.fromkeys(("probs", "box_masks", "images", "states"), f"*{dtype}")
+    signature |= dict(counters="*i32", masks="*i1") | dict.fromkeys(numbers, "i32")
     signature |= dict.fromkeys(constants, "constexpr")
     for capability in (80, 90):
         kernel = triton.compile(
-            ASTSource(module.crop_steps, signature, constants),
+            ASTSource(module.mean_field_kernel, signature, constants),
             target=GPUTarget("cuda", capability, 32),
-            options=dict(num_warps=module.NUM_WARPS),
+            options=dict(num_warps=module.NUM_WARPS, num_stages=1),
         )
         code = kernel.asm["ptx"]
-        assert "bar.sync" in code  # between the steps
-        assert "ld.global" in code and "ld.global.nc" not in code  # what others wrote is seen
+        # What other programs wrote is seen, and seen by them.
+        assert "gpu.acquire" in code.replace("acquire.gpu", "gpu.acquire") and "gpu.release" in code
+        assert "ld.global" in code and "ld.global.nc" not in code
         print(dtype, capability, len(kernel.asm["cubin"]))
 """
 
@@ -289,57 +300,84 @@ def test_the_kernel_compiles_for_gpus():
     assert len(sizes) == 4 and min(sizes) > 1000
 
 
-def test_a_gpu_takes_the_kernel(interpreted):
-    assert MODULE.gpu_steps.__wrapped__(torch.device("cpu")) is interpreted
+class FakeGPU:
+    """Looks like maps on a GPU of some processors."""
+
+    device = torch.device("cuda", 0)
+    shape = (4, 128, 128)
 
 
-def test_without_triton_the_steps_are_pytorchs(monkeypatch):
-    said = []
-    monkeypatch.setattr(MODULE, "print_log", lambda text, **kwargs: said.append(text))
+@pytest.mark.parametrize("processors, fits", [(132, True), (8, True), (7, False)])
+def test_programs_that_wait_for_each_other_fit_on_the_gpu(processors, fits, monkeypatch):
+    module = pytest.importorskip("mal_mmdet.models.losses.mean_field_triton", reason="no Triton")
+    monkeypatch.setattr(MODULE, "triton_works", lambda device: True)
+    properties = SimpleNamespace(multi_processor_count=processors)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    kernel = MODULE.gpu_kernel(FakeGPU(), 3)
+    assert kernel is (module.triton_mean_field if fits else None)
+
+
+def test_other_devices_have_no_kernel():
+    assert MODULE.gpu_kernel(torch.zeros(1, 2, 2), 3) is None
+
+
+def test_triton_works(interpreted):
+    assert MODULE.triton_works.__wrapped__(torch.device("cpu"))
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What is logged."""
+    texts = []
+    monkeypatch.setattr(MODULE, "print_log", lambda text, **kwargs: texts.append(text))
+    return texts
+
+
+def test_without_triton_the_steps_are_pytorchs(said, monkeypatch):
     monkeypatch.setitem(sys.modules, "mal_mmdet.models.losses.mean_field_triton", None)
-    assert MODULE.gpu_steps.__wrapped__(torch.device("cpu")) is MODULE.torch_steps
+    assert not MODULE.triton_works.__wrapped__(torch.device("cpu"))
     assert len(said) == 1 and "Triton does not work on cpu" in said[0]
 
 
-def test_a_kernel_that_cannot_be_compiled_is_replaced(interpreted, monkeypatch):
-    said = []
-    monkeypatch.setattr(MODULE, "print_log", lambda text, **kwargs: said.append(text))
+def test_a_kernel_that_cannot_be_compiled_is_replaced(interpreted, said, monkeypatch):
     module = importlib.import_module("mal_mmdet.models.losses.mean_field_triton")
 
-    def steps(*args):
+    def kernel(*args):
         raise RuntimeError("Failed to find C compiler")
 
-    monkeypatch.setattr(module, "triton_steps", steps)
-    assert MODULE.gpu_steps.__wrapped__(torch.device("cpu")) is MODULE.torch_steps
+    monkeypatch.setattr(module, "triton_mean_field", kernel)
+    assert not MODULE.triton_works.__wrapped__(torch.device("cpu"))
     assert len(said) == 1 and "(RuntimeError: Failed to find C compiler)" in said[0]
 
 
 def test_a_full_gpu_does_not_replace_the_kernel(interpreted, monkeypatch):
     module = importlib.import_module("mal_mmdet.models.losses.mean_field_triton")
 
-    def steps(*args):
+    def kernel(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(module, "triton_steps", steps)
+    monkeypatch.setattr(module, "triton_mean_field", kernel)
     with pytest.raises(torch.OutOfMemoryError):
-        MODULE.gpu_steps.__wrapped__(torch.device("cpu"))
+        MODULE.triton_works.__wrapped__(torch.device("cpu"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("steps", ["triton_steps", "torch_steps"])
-def test_a_gpu_gives_the_masks_of_a_cpu(steps, monkeypatch):
+@pytest.mark.parametrize("path", ["kernel", "PyTorch's operations"])
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_a_gpu_gives_the_masks_of_a_cpu(path, kernel_size, monkeypatch):
     device = torch.device("cuda", 0)
-    assert MODULE.gpu_steps(device).__name__ == "triton_steps"
-    if steps == "torch_steps":
-        monkeypatch.setattr(MODULE, "gpu_steps", lambda device: MODULE.torch_steps)
+    assert MODULE.triton_works(device)
+    if path != "kernel":
+        monkeypatch.setattr(MODULE, "gpu_kernel", lambda probs, kernel_size: None)
     photo = torch.from_numpy(skimage.data.coffee()).permute(2, 0, 1)[None].double() / 60 - 2
     images = torch.cat([photo[..., y : y + 128, y : y + 128] for y in (0, 90, 180, 270)])
     probs = torch.rand(4, 128, 128, generator=torch.Generator().manual_seed(0)).double()
     box = torch.zeros_like(probs)
     for i, side in enumerate((3, 20, 75, 128)):
         box[i, :side, :side] = 1
-    expected = mean_field(probs, box, images)
-    found = mean_field(*(maps.to(device) for maps in (probs, box, images))).cpu()
+    expected = mean_field(probs, box, images, kernel_size=kernel_size)
+    on_gpu = [maps.to(device) for maps in (probs, box, images)]
+    found = mean_field(*on_gpu, kernel_size=kernel_size).cpu()
     # Exact ties, at which rounding decides, are few.
     assert (found == expected)[box > 0].float().mean() > 0.999
     assert 1000 < expected.sum() < box.sum()
