@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import floor, isfinite
 from typing import Any, NamedTuple
 
-import cv2
+import numba
 import numpy as np
 import torch
 from pycocotools import mask as mask_utils
@@ -82,13 +82,55 @@ def mask_window(
     left, top, right, bottom = (int(v) for v in crop_bbox)
     x0, x1 = pixel_span(bbox[0], bbox[2], image_shape[1])
     y0, y1 = pixel_span(bbox[1], bbox[3], image_shape[0])
-    # The same half-pixel grid as torch's; the last bits of the two differ.
-    resized = cv2.resize(prob, (right - left, bottom - top), interpolation=cv2.INTER_LINEAR)
-    resized = resized[y0 - top : y1 - top, x0 - left : x1 - left]
-    mask = resized > threshold
+    prob = np.ascontiguousarray(prob, np.float32)
+    rows, columns = (top, bottom, y0, y1), (left, right, x0, x1)
+    return MaskWindow(x0, y0, *_cut_mask(prob, rows, columns, np.float32(threshold)))
+
+
+# Threads paste and encode beside the network: compiled code does not hold Python's lock, which
+# whoever starts the operations of a GPU needs all the time.
+@numba.njit(nogil=True)
+def _cut_mask(prob, rows, columns, threshold):
+    """The mask in some rows and columns of the image, and its mean probability."""
+    above, below, row_weight = _taps(*rows, prob.shape[0])
+    before, after, column_weight = _taps(*columns, prob.shape[1])
+    values = np.empty((len(above), len(before)), np.float32)
+    line = np.empty(prob.shape[1], np.float32)
+    for y in range(len(above)):
+        upper, lower, weight = prob[above[y]], prob[below[y]], row_weight[y]
+        for x in range(before[0], after[-1] + 1):
+            line[x] = upper[x] + weight * (lower[x] - upper[x])
+        for x in range(len(before)):
+            left = line[before[x]]
+            values[y, x] = left + column_weight[x] * (line[after[x]] - left)
+    mask = values > threshold
     if not mask.any():
-        mask = resized >= resized.max() / 2
-    return MaskWindow(x0, y0, mask, float(resized[mask].mean()))
+        mask = values >= values.max() / 2
+    total, count = 0.0, 0
+    for y in range(len(above)):
+        for x in range(len(before)):
+            if mask[y, x]:
+                total += values[y, x]
+                count += 1
+    return mask, total / count
+
+
+@numba.njit(nogil=True)
+def _taps(low, high, start, stop, size):
+    """What bilinear resizing from ``size`` cells to the pixels low … high reads.
+
+    For each of the pixels start … stop the cells before and after its centre, and the weight of the
+    latter, on the same half-pixel grid as torch's.
+    """
+    before, after = np.empty((2, stop - start), np.int32)
+    weights = np.empty(stop - start, np.float32)
+    for i in range(stop - start):
+        place = (start - low + i + 0.5) * size / (high - low) - 0.5
+        place = min(max(place, 0.0), size - 1.0)
+        before[i] = int(place)
+        after[i] = min(before[i] + 1, size - 1)
+        weights[i] = place - before[i]
+    return before, after, weights
 
 
 def arrived(pred: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -128,11 +170,31 @@ def encode_window(window: MaskWindow, image_shape: tuple[int, int]) -> dict:
     Equal to :func:`encode_mask` of the full mask: COCO's runs go down the columns of the image, so
     the window's only have to be moved and, where they touch, joined.
     """
-    height = image_shape[0]
-    columns = np.pad(window.mask.T, ((0, 0), (1, 1)))  # (w, h + 2): a run ends in its column
-    edges = np.flatnonzero(columns[:, 1:] != columns[:, :-1])
-    column, row = np.divmod(edges, columns.shape[1] - 1)
-    return _encode_edges((window.x0 + column) * height + window.y0 + row, image_shape)
+    edges = _run_edges(window.mask, window.x0, window.y0, image_shape[0])
+    return _encode_edges(edges, image_shape)
+
+
+@numba.njit(nogil=True)
+def _run_edges(mask, x0, y0, height):
+    """Where runs begin and end, column after column of an image of that height.
+
+    A run that ends at the foot of a column goes on at the head of the next: both edges go.
+    """
+    edges = np.empty(mask.shape[1] * (mask.shape[0] + 1), np.int64)
+    count = 0
+    for x in range(mask.shape[1]):
+        first = (x0 + x) * height + y0
+        inside = False
+        for y in range(mask.shape[0] + 1):  # a run ends in its column
+            now = y < mask.shape[0] and mask[y, x]
+            if now != inside:
+                if count and edges[count - 1] == first + y:
+                    count -= 1
+                else:
+                    edges[count] = first + y
+                    count += 1
+            inside = now
+    return edges[:count]
 
 
 def encode_rectangle(
@@ -140,15 +202,16 @@ def encode_rectangle(
 ) -> dict[str, Any]:
     """Compressed RLE of the pixels x0 ≤ x < x1, y0 ≤ y < y1, in time and memory of the columns."""
     columns = np.arange(x0, x1)[:, None] * image_shape[0]
-    return _encode_edges((columns + np.array([y0, y1])).ravel(), image_shape)
+    edges = (columns + np.array([y0, y1])).ravel()
+    # Columns of the whole height are one run, and those of no height none.
+    joined = np.flatnonzero(edges[1:] == edges[:-1])
+    edges = np.delete(edges, np.concatenate([joined, joined + 1]))
+    return _encode_edges(edges, image_shape)
 
 
 def _encode_edges(edges: np.ndarray, image_shape: tuple[int, int]) -> dict[str, Any]:
     """RLE of the runs between these places, column after column of the image."""
     height, width = image_shape
-    # A run that ends at the foot of a column goes on at the head of the next: both edges go.
-    joined = np.flatnonzero(edges[1:] == edges[:-1])
-    edges = np.delete(edges, np.concatenate([joined, joined + 1]))
     counts = np.diff(edges, prepend=0, append=height * width)
     if len(counts) > 1 and counts[-1] == 0:
         counts = counts[:-1]
