@@ -14,6 +14,7 @@ import mmcv
 import mmdet
 import mmengine
 import mmpretrain
+import numba
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -152,7 +153,7 @@ def _provenance(cfg: Config, weights: str, date: str | None) -> dict:
 
 
 def _versions() -> dict[str, str]:
-    libraries = (cv2, mmcv, mmdet, mmengine, mmpretrain, np, torch)
+    libraries = (cv2, mmcv, mmdet, mmengine, mmpretrain, numba, np, torch)
     return dict(
         mal_mmdet=__version__,
         **{library.__name__: library.__version__ for library in libraries},

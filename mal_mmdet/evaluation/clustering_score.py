@@ -13,7 +13,7 @@ from mmengine.evaluator import BaseMetric
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from mal_mmdet.labeling import read_coco
+from mal_mmdet.labeling import arrived, read_coco
 from mal_mmdet.structures import span_coverage
 
 from .mask_iou import human_rle
@@ -105,7 +105,7 @@ class ClusteringScoreMetric(BaseMetric):
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Scores each box at once, so that no features are held."""
         for sample in data_samples:
-            pred = sample["pred_instances"]
+            pred = arrived(sample["pred_instances"])
             if "ann_ids" not in pred:
                 raise ValueError("ClusteringScoreMetric needs annotation ids: use CocoBoxDataset")
             if pred["ann_ids"] and "features" not in pred:

@@ -170,7 +170,7 @@ class LabelWriter(BaseMetric):
                 ]
             else:
                 segmentation = encode_window(window, shape)
-            label = dict(segmentation=segmentation, area=np.count_nonzero(window.mask))
+            label = dict(segmentation=segmentation, area=int(np.count_nonzero(window.mask)))
             labels.append((index, label | dict(mask_quality=round(quality, 4), source="mal")))
         return labels
 

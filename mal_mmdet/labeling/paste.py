@@ -88,7 +88,7 @@ def mask_window(
 
 
 # Threads paste and encode beside the network: compiled code does not hold Python's lock, which
-# whoever starts the operations of a GPU needs all the time.
+# whoever starts the operations of a GPU needs all the time. Runs are counted by NumPy, with it.
 @numba.njit(nogil=True)
 def _cut_mask(prob, rows, columns, threshold):
     """The mask in some rows and columns of the image, and its mean probability."""
@@ -112,7 +112,7 @@ def _cut_mask(prob, rows, columns, threshold):
             if mask[y, x]:
                 total += values[y, x]
                 count += 1
-    return mask, total / count
+    return mask, total / count if count else np.nan  # NaN is nowhere above anything
 
 
 @numba.njit(nogil=True)

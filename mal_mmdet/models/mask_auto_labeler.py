@@ -107,9 +107,11 @@ class MaskAutoLabeler(BaseModel):
         """Casts the networks of a model that will only predict to ``predict_dtype``.
 
         Autocast would cast the weights again in every batch and keep what runs between layers in
-        float32, which takes a sixth of a GPU's time. Not for float16, in which that may overflow.
+        float32, which takes a sixth of a GPU's time. It stays with float16, in which that may
+        overflow, and with encoders other than a ViT, which may make tensors of float32 themselves.
         """
-        if self.predict_dtype is torch.bfloat16:
+        vit = isinstance(self.student.backbone, VisionTransformer)
+        if vit and self.predict_dtype is torch.bfloat16:
             self.student.to(self.predict_dtype)
             self.teacher.to(self.predict_dtype)
 
@@ -192,9 +194,10 @@ class MaskAutoLabeler(BaseModel):
             fields = self._predict_crops(inputs, data_samples)
         else:
             fields = dict.fromkeys(("mask_probs", "mask_quality", "thresholds"), torch.empty(0))
-        ready = gpu_is_ready() if inputs.is_cuda else None
+        ready = gpu_is_ready(inputs.device) if inputs.is_cuda else None
         if ready and self.paste_masks:
             ready()
+            ready = None  # which no file could hold
         start = 0
         for sample in data_samples:
             stop = start + len(sample.gt_instances)
@@ -235,7 +238,7 @@ class MaskAutoLabeler(BaseModel):
                     # A GPU sends into pinned memory while it works on.
                     shape = len(inputs), *value.shape[1:]
                     fields[key] = torch.empty(shape, pin_memory=crop.is_cuda)
-                fields[key][part].copy_(value, non_blocking=True)
+                fields[key][part].copy_(value, non_blocking=crop.is_cuda)
         return fields | dict(thresholds=thresholds)
 
     def _dtype(self) -> torch.dtype:
@@ -248,7 +251,7 @@ class MaskAutoLabeler(BaseModel):
     def view_logits(self, crops: Tensor, areas: Tensor) -> Tensor:
         """The logits that :meth:`mask_logits` is the mean of, mirrored ones turned back.
 
-        Networks compute in ``predict_dtype``.
+        Networks compute in ``predict_dtype``, whatever autocast there is around.
 
         Args:
             crops: Normalised, (B, 3, S, S).
@@ -291,10 +294,10 @@ class MaskAutoLabeler(BaseModel):
         return pred
 
 
-def gpu_is_ready() -> Callable[[], None]:
-    """A function that waits until the GPU has done all that it was told until now."""
-    event = torch.cuda.Event()
-    event.record()
+def gpu_is_ready(device: torch.device) -> Callable[[], None]:
+    """A function that waits until a GPU has done all that it was told until now."""
+    event = torch.cuda.Event(blocking=True)  # who waits leaves the core to others
+    event.record(torch.cuda.current_stream(device))
     return lambda: event.synchronize()  # a copy of a function, unlike an event's, is the same
 
 

@@ -41,7 +41,7 @@ class MaskNetwork(BaseModule):
 
         Args:
             images: Normalised crops, shape (B, 3, S, S).
-            areas: Areas of the original boxes in image pixels, shape (B,).
+            areas: Areas of the original boxes in image pixels, shape (B,), on the CPU.
 
         Returns:
             Shape (B, 4h, 4w) for an encoder map of h × w.

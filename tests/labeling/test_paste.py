@@ -129,3 +129,9 @@ def test_masks_wait_for_a_gpu(kind):
     pred.set_metainfo(dict(ready=send))
     (window,) = mask_windows(pred if kind == "instances" else pred.to_dict(), (8, 8))
     assert window.mask.all() and window.mask.shape == (6, 6)
+
+
+def test_probabilities_that_are_not_finite_give_an_empty_mask():
+    prob = np.full((4, 4), np.nan, dtype=np.float32)
+    window = mask_window(prob, [0, 0, 8, 8], [1, 1, 7, 7], 0.5, (8, 8))
+    assert not window.mask.any() and np.isnan(window.score)

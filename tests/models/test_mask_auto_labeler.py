@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
+import importlib
+import pickle
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 
-from mal_mmdet.labeling import mask_window
+from mal_mmdet.labeling import arrived, mask_window
 from mal_mmdet.models.mask_auto_labeler import warmup_factor
-from tests.conftest import tiny_config
+from tests.conftest import ROOT, tiny_config
 
+MODULE = importlib.import_module("mal_mmdet.models.mask_auto_labeler")
 SIZE = 32
 
 
@@ -244,6 +249,39 @@ def test_networks_that_are_cast_predict_as_autocast_does(model):
     found = cast.pred_instances.mask_probs
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, mixed.pred_instances.mask_probs, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("encoder", ["convnext", "resnet", "swin"])
+def test_other_encoders_are_not_cast(encoder):
+    """A Swin makes masks of float32, which only autocast can add to what it attends to."""
+    cfg = Config.fromfile(ROOT / f"configs/mal/ablations/demo-encoder-{encoder}.py")
+    model = MODELS.build(cfg.model).eval()
+    model.predict_dtype = torch.bfloat16
+    model.cast_networks()
+    size = cfg.test_dataloader.dataset.pipeline[1].size
+    logits = model.mask_logits(torch.randn(1, 3, size, size), torch.tensor([900.0]))
+    assert logits.dtype == torch.float32 and logits.isfinite().all()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("pasted", [True, False])
+def test_predictions_of_a_gpu_are_waited_for(model, pasted, monkeypatch):
+    """By those who paste them; a prediction that is whole holds nothing that no file could."""
+    waited = []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory, **kw: empty(*args, **kw))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True), raising=False)
+    monkeypatch.setattr(MODULE, "gpu_is_ready", lambda device: lambda: waited.append(device))
+    model.paste_masks = pasted
+    samples = [image_sample([[10, 10, 30, 40]], [[8, 6, 32, 44]])]
+    (result,) = model(torch.randn(1, 3, SIZE, SIZE), samples, mode="predict")
+    monkeypatch.undo()
+    pred = result.to_dict()["pred_instances"]
+    assert len(waited) == pasted and ("ready" in pred) == (not pasted)
+    if pasted:
+        pickle.dumps(pred)
+    else:
+        assert arrived(pred) is pred and len(waited) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

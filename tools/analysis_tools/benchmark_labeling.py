@@ -48,7 +48,7 @@ from mal_mmdet.models import mask_auto_labeler as model_module
 from mal_mmdet.progress import track
 
 FILES = 50  # that images share, so that many can be made quickly; each is read all the same
-IOU_OF_SAME = 0.99  # OpenCV and torch resize alike but for the last bits
+IOU_OF_SAME = 0.99  # both resize alike but for the last bits
 
 
 class Stopwatch:

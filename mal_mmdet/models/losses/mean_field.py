@@ -175,14 +175,15 @@ def _iterate(
 def gpu_kernel(probs: Tensor, kernel_size: int) -> Callable[..., Tensor] | None:
     """``triton_mean_field`` for maps on an NVIDIA GPU on which Triton works and that is no toy.
 
-    The programs of a crop wait for each other, so all of them have to be at work at once.
+    The programs of a crop wait for each other, so all of them have to be at work at once, also
+    beside another such kernel.
     """
-    if probs.device.type != "cuda" or not triton_works(probs.device):
+    if probs.device.type != "cuda" or torch.version.hip or not triton_works(probs.device):
         return None
     from .mean_field_triton import num_blocks, triton_mean_field
 
     processors = torch.cuda.get_device_properties(probs.device).multi_processor_count
-    return triton_mean_field if num_blocks(probs, kernel_size) <= processors else None
+    return triton_mean_field if 2 * num_blocks(probs, kernel_size) <= processors else None
 
 
 @functools.cache
