@@ -89,7 +89,8 @@ def mask_window(
 
 # Threads paste and encode beside the network: compiled code does not hold Python's lock, which
 # whoever starts the operations of a GPU needs all the time. Runs are counted by NumPy, with it.
-@numba.njit(nogil=True)
+# Compiling takes three seconds, the first time on a machine.
+@numba.njit(nogil=True, cache=True)
 def _cut_mask(prob, rows, columns, threshold):
     """The mask in some rows and columns of the image, and its mean probability."""
     above, below, row_weight = _taps(*rows, prob.shape[0])
@@ -115,7 +116,7 @@ def _cut_mask(prob, rows, columns, threshold):
     return mask, total / count if count else np.nan  # NaN is nowhere above anything
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=True)
 def _taps(low, high, start, stop, size):
     """What bilinear resizing from ``size`` cells to the pixels low … high reads.
 
@@ -174,7 +175,7 @@ def encode_window(window: MaskWindow, image_shape: tuple[int, int]) -> dict:
     return _encode_edges(edges, image_shape)
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=True)
 def _run_edges(mask, x0, y0, height):
     """Where runs begin and end, column after column of an image of that height.
 
