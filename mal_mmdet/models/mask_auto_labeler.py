@@ -263,8 +263,8 @@ class MaskAutoLabeler(BaseModel):
         networks = dict(student=[self.student], teacher=[self.teacher]).get(
             self.label_source, [self.student, self.teacher]
         )
-        dtype, crops = self._dtype(), crops.to(self._dtype())
-        mixed = self.predict_dtype is not dtype
+        crops = crops.to(self._dtype())
+        mixed = self.predict_dtype is not crops.dtype
         with torch.autocast(crops.device.type, self.predict_dtype, enabled=mixed):
             logits = [network.predict(crops, areas) for network in networks]
             if self.flip_test:
