@@ -14,6 +14,8 @@ REQUIRED = {
     "mmcv.ops": (None, "--no-build-isolation --no-cache-dir onedl-mmcv"),
     "mmdet": ("3.5.0", "onedl-mmdetection"),
     "mmpretrain": ("1.3.5", "onedl-mmpretrain"),
+    # It reads transformers where that is installed, and version 5 has moved what it reads.
+    "mmpretrain.models": (None, "'transformers<5'"),
     "pycocotools": (None, "pycocotools"),
     "faster_coco_eval": ("1.6.5", "faster-coco-eval"),
     "numba": ("0.60.0", "numba"),
@@ -30,10 +32,11 @@ def check_dependencies(required: Mapping[str, tuple[str | None, str]] = REQUIRED
     for name, (oldest, package) in required.items():
         try:
             module = import_module(name)
-        except ImportError as error:
+        except Exception as error:  # beside a package that it was not made for: of any kind
             raise ImportError(
-                f"mal_mmdet needs {name}, which cannot be imported ({error}); install it with "
-                f"`pip install {package}`, or everything with `bash tools/quickstart.sh`"
+                f"mal_mmdet needs {name}, which cannot be imported ({type(error).__name__}: "
+                f"{error}); mend it with `pip install {package}`, or install everything with "
+                "`bash tools/quickstart.sh`"
             ) from error
         if oldest is None:
             continue

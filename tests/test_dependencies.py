@@ -15,6 +15,13 @@ def test_a_missing_package_is_named_with_its_remedy():
         check_dependencies(dict(no_such_package=(None, "some-name")))
 
 
+def test_a_package_that_breaks_beside_another_is_named_with_its_remedy(tmp_path, monkeypatch):
+    (tmp_path / "breaks_on_import.py").write_text("class Model(None):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError, match=r"breaks_on_import.*TypeError.*pip install 'other<5'"):
+        check_dependencies(dict(breaks_on_import=(None, "'other<5'")))
+
+
 def test_an_old_package_is_named_with_both_versions():
     import mmdet
 
