@@ -647,6 +647,43 @@ def test_review(demo, tmp_path):
     assert [ann["id"] for ann in read_coco(out)["annotations"]] == ids[:2] + ids[4:]
 
 
+def test_a_labeler_supervised_by_masks(trained, demo, tmp_path, monkeypatch):
+    """It learns the masks of its own crops, and labels with the config that learns from boxes."""
+    script = ROOT / "tools/analysis_tools/supervise_labeler.py"
+    monkeypatch.syspath_prepend(script.parent)
+    tool = importlib.import_module("supervise_labeler")
+    masks, found = demo / "instances_train.json", []
+    crop_mask = tool.crop_mask
+
+    def note(mask, crop_bbox, size):
+        found.append((mask, crop_bbox, crop_mask(mask, crop_bbox, size)))
+        return found[-1][-1]
+
+    monkeypatch.setattr(tool, "crop_mask", note)
+    options = ["optim_wrapper.optimizer.lr=0.003", "train_cfg.max_epochs=12"]
+    options += ["default_hooks.logger.interval=1"]
+    args = [trained[0], masks, "--work-dir", tmp_path, "--cfg-options", *options]
+    with arguments(script, [*map(str, args)]):
+        tool.main()
+    (scalars,) = tmp_path.glob("*/vis_data/scalars.json")
+    losses = [json.loads(line)["loss"] for line in scalars.read_text().splitlines()]
+    assert len(losses) > 50 and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    for mask, (x0, y0, x1, y1), target in found[:20]:
+        # The mean over the crop is the share of its pixels that the mask has, seen or not.
+        pixels = [[y, x] for y, x in np.argwhere(mask) if y0 <= y < y1 and x0 <= x < x1]
+        share = len(pixels) / ((x1 - x0) * (y1 - y0))
+        assert abs(float(target.mean()) - share) < 0.02
+        centre = (np.mean(pixels, 0) + 0.5 - [y0, x0]) / [y1 - y0, x1 - x0] * target.shape[0]
+        cells = torch.arange(target.shape[0]) + 0.5
+        weighted = [float((target.sum(1 - axis) * cells).sum() / target.sum()) for axis in (0, 1)]
+        assert np.abs(weighted - centre).max() < 0.5
+    files = ["--ann-file", demo / "boxes_val.json", "--img-dir", demo / "val"]
+    checkpoint = tmp_path / "epoch_12.pth"
+    run("tools/generate_labels.py", trained[0], checkpoint, *files, "--out", tmp_path / "out.json")
+    found = read_coco(tmp_path / "out.json")["annotations"]
+    assert all(ann["segmentation"] for ann in found)
+
+
 def test_benchmark_labeling(trained, tmp_path):
     """Runs, and finds the masks of both pipelines alike; its figures mean nothing at this size."""
     few = ["--images", 2, "--boxes", 3, "--size", 500, 450, "--repeats", 1]

@@ -134,8 +134,7 @@ def generate_labels(
     cfg.custom_hooks = [dict(type="LabelProgressHook"), dict(type="LabelStopHook")]
     runner = Runner.from_cfg(cfg)
     load_weights(runner, checkpoint)
-    if torch.cuda.is_available():
-        unwrapped(runner.model).cast_networks()
+    unwrapped(runner.model).cast_networks()
     return runner.test().get("labels/failed", 0)
 
 

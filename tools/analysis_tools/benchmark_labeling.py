@@ -5,12 +5,13 @@
 The images are made up: smooth noise with boxes of random sizes. The plain pipeline takes a box at a
 time: it reads the image, crops, predicts in the same batches, pastes the mask into a float image of
 full size, and encodes that. Both run in this process, one after the other, with the same weights,
-and have to find the same masks.
+and have to find the same masks. The plain one predicts in float32 unless told otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import tempfile
 import threading
@@ -45,6 +46,7 @@ from mal_mmdet.labeling import label_writer as writer_module
 from mal_mmdet.labeling import paste as paste_module
 from mal_mmdet.models import MaskAutoLabeler
 from mal_mmdet.models import mask_auto_labeler as model_module
+from mal_mmdet.models.mask_auto_labeler import PREDICT_DTYPES
 from mal_mmdet.progress import track
 
 FILES = 50  # that images share, so that many can be made quickly; each is read all the same
@@ -138,8 +140,6 @@ def build(args: argparse.Namespace, folder: Path, boxes: Path) -> tuple[Runner, 
     if args.checkpoint:
         load_weights(runner, args.checkpoint)
     runner.model.eval()
-    if torch.cuda.is_available():
-        runner.model.cast_networks()  # as labeling does
     return runner, out
 
 
@@ -280,7 +280,18 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--workers", type=int, default=0, help="of the loader (default: 0)")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--dtype", default="float32", help="to predict in (default: %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=PREDICT_DTYPES,
+        help="to predict in (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--plain-dtype",
+        default="float32",
+        choices=PREDICT_DTYPES,
+        help="what the plain pipeline predicts in (default: %(default)s)",
+    )
     parser.add_argument("--no-reference", action="store_true", help="leave the plain one out")
     parser.add_argument("--out", help="JSON file for the figures")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override the config")
@@ -296,12 +307,16 @@ def main() -> None:
         boxes = make_images(folder, args.images, args.boxes, *args.size)
         for i in track(range(args.repeats + 1), "measuring", "runs"):  # the first warms up
             runner, out = build(args, folder, boxes)
+            reference = copy.deepcopy(runner.model)
+            reference.predict_dtype = getattr(torch, args.plain_dtype)
+            for model in (reference, runner.model):
+                model.cast_networks()  # as labeling does
             watch = Stopwatch()
             label(runner, watch)
             ours.append(watch.finish())
             if not args.no_reference:
                 watch = Stopwatch()
-                rles = label_plainly(runner.model, runner.test_dataloader.dataset, watch)
+                rles = label_plainly(reference, runner.test_dataloader.dataset, watch)
                 plain.append(watch.finish())
                 if i == 0:
                     iou = compare(out, rles)
