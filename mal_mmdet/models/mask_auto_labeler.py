@@ -107,7 +107,7 @@ class MaskAutoLabeler(BaseModel):
         """Casts the networks of a model that will only predict to ``predict_dtype``.
 
         Autocast would cast the weights again in every batch and keep what runs between layers in
-        float32, which takes a sixth of a GPU's time, and more of a CPU's. It stays with float16, in
+        float32, which takes a sixth of a GPU's time, or of a CPU's. It stays with float16, in
         which that may overflow, and with encoders other than a ViT, which may make tensors of
         float32 themselves.
         """
