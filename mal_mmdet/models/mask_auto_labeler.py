@@ -34,6 +34,11 @@ class MaskAutoLabeler(BaseModel):
         mil_loss: Config of the multiple-instance loss.
         crf_loss: Config of the CRF loss.
         data_preprocessor: Config of a :class:`CropDataPreprocessor`.
+        mirror_teacher: Whether the teacher sees the mirrored crop, and its logits are turned back
+            (not in the paper). A row or column is content with one foreground pixel, wherever it
+            is; without pretrained weights the student may learn a corner of the crop for it.
+            Whoever looks into the mirror looks into the other corner, so that the CRF loss, which
+            follows what both agree on, takes it away.
         label_source: Whose logits make the labels: ``'student'``, ``'teacher'`` or ``'both'``
             (their mean).
         flip_test: Whether to average the logits with those of the mirrored crop.
@@ -56,6 +61,7 @@ class MaskAutoLabeler(BaseModel):
         mil_loss: dict,
         crf_loss: dict,
         data_preprocessor: dict,
+        mirror_teacher: bool = False,
         label_source: str = "student",
         flip_test: bool = False,
         thresholds: float | Sequence[float] = 0.1,
@@ -74,6 +80,7 @@ class MaskAutoLabeler(BaseModel):
         self.teacher = MODELS.build(network).requires_grad_(False)
         self.mil_loss = MODELS.build(mil_loss)
         self.crf_loss = MODELS.build(crf_loss)
+        self.mirror_teacher = mirror_teacher
         self.label_source = label_source
         self.flip_test = flip_test
         self.thresholds = thresholds
@@ -155,7 +162,10 @@ class MaskAutoLabeler(BaseModel):
         areas = _gather(data_samples, "areas")
         logits = self.student(student_view, areas)
         with torch.no_grad():
-            teacher_logits = self.teacher(inputs["teacher"], areas)
+            if self.mirror_teacher:
+                teacher_logits = self.teacher(inputs["teacher"].flip(3), areas).flip(2)
+            else:
+                teacher_logits = self.teacher(inputs["teacher"], areas)
 
         with torch.autocast(logits.device.type, enabled=False):
             probs, teacher_probs = logits.float().sigmoid(), teacher_logits.float().sigmoid()

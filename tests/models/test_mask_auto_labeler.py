@@ -81,6 +81,23 @@ def test_loss_wires_views_boxes_and_both_losses(model, monkeypatch):
     assert targets[0, 3, 5] == 1 and targets[0, 13, 5] == 1 and targets[0, 14, 5] == 0
 
 
+def test_a_teacher_in_the_mirror_sees_the_same_places(model, monkeypatch):
+    """A student that answers with where it is in the crop has no teacher that agrees."""
+    inputs, samples = training_batch()
+    seen = []
+    monkeypatch.setattr(model.crf_loss, "forward", lambda *a: seen.append(a) or a[0].sum())
+    model(inputs, samples, mode="loss")
+    model.mirror_teacher = True
+    model(inputs, samples, mode="loss")
+    mirrored = dict(inputs, teacher=inputs["teacher"].flip(3))
+    model.mirror_teacher = False
+    model(mirrored, samples, mode="loss")
+    (probs, straight, *_), (same, turned_back, *_), (_, turned, *_) = seen
+    torch.testing.assert_close(probs, same)
+    torch.testing.assert_close(turned_back, turned.flip(2))
+    assert (turned_back - straight).abs().max() > 1e-4
+
+
 def test_losses_stay_float32_under_amp(model):
     inputs, samples = training_batch()
     with torch.autocast("cpu", torch.bfloat16):
