@@ -680,6 +680,12 @@ def test_a_labeler_supervised_by_masks(trained, demo, tmp_path, monkeypatch):
         cells = torch.arange(target.shape[0]) + 0.5
         weighted = [float((target.sum(1 - axis) * cells).sum() / target.sum()) for axis in (0, 1)]
         assert np.abs(weighted - centre).max() < 0.5
+    args[1:4] = [demo / "boxes_train.json", "--work-dir", tmp_path / "none"]
+    with (
+        arguments(script, [*map(str, args)]),
+        pytest.raises(ValueError, match=r"annotation \d+ is trained on, but has no mask"),
+    ):
+        tool.main()
     files = ["--ann-file", demo / "boxes_val.json", "--img-dir", demo / "val"]
     checkpoint = tmp_path / "epoch_12.pth"
     run("tools/generate_labels.py", trained[0], checkpoint, *files, "--out", tmp_path / "out.json")

@@ -22,6 +22,7 @@ from pycocotools.coco import COCO
 from torch import Tensor
 
 from mal_mmdet.apis import add_runner_arguments, load_config, use_safe_checkpoints
+from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.engine import ProgressHook
 from mal_mmdet.models import MaskAutoLabeler
 
@@ -42,12 +43,22 @@ class SupervisedLabeler(MaskAutoLabeler):
     def loss(
         self, inputs: dict[str, Tensor], data_samples: list[DetDataSample]
     ) -> dict[str, Tensor]:
-        """``loss_dice`` and ``loss_bce`` of a batch of crops, see :class:`MaskAutoLabeler`."""
+        """``loss_dice`` and ``loss_bce`` of a batch of crops, see :class:`MaskAutoLabeler`.
+
+        Raises:
+            ValueError: A box has no mask.
+        """
         instances = [sample.gt_instances for sample in data_samples]
         logits = self.student(inputs["student"], torch.cat([i.areas for i in instances])).float()
         targets = []
         for boxes, sample in zip(instances, data_samples):
-            mask = self.coco.annToMask(self.coco.anns[boxes.ann_ids[0]])
+            ann = self.coco.anns.get(boxes.ann_ids[0], {})
+            if not ann.get("segmentation"):
+                raise ValueError(
+                    f"annotation {boxes.ann_ids[0]} is trained on, but has no mask in the file of "
+                    "masks: give the file that the config's boxes were taken from"
+                )
+            mask = self.coco.annToMask(ann)
             target = crop_mask(mask, boxes.crop_bboxes[0].tolist(), logits.shape[-1])
             targets.append(target.flip(1) if sample.flip else target)
         target = torch.stack(targets).to(logits.device)
@@ -92,9 +103,10 @@ def main() -> None:
     cfg = load_config(args)
     cfg.model.update(type="SupervisedLabeler", masks=args.masks)
     use_safe_checkpoints(cfg)
-    runner = RUNNERS.build(cfg)
-    runner.register_hook(ProgressHook())
-    runner.train()
+    with trusting_checkpoints(args.trust_checkpoint):
+        runner = RUNNERS.build(cfg)
+        runner.register_hook(ProgressHook())
+        runner.train()
 
 
 if __name__ == "__main__":
