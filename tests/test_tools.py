@@ -653,23 +653,33 @@ def test_a_labeler_supervised_by_masks(trained, demo, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(script.parent)
     tool = importlib.import_module("supervise_labeler")
     masks, found, losses = demo / "instances_train.json", [], []
-    crop_mask, dice_loss = tool.crop_mask, tool.dice_loss
+    targets, flips = [], []
+    crop_mask, dice_loss, loss = tool.crop_mask, tool.dice_loss, tool.SupervisedLabeler.loss
 
     def note(mask, crop_bbox, size):
         found.append((mask, crop_bbox, crop_mask(mask, crop_bbox, size)))
         return found[-1][-1]
 
     def note_loss(probs, target):
+        targets.extend(target)
         losses.append(dice_loss(probs, target))
         return losses[-1]
 
+    def note_flips(self, inputs, data_samples):
+        flips.extend(sample.flip for sample in data_samples)
+        return loss(self, inputs, data_samples)
+
+    monkeypatch.setattr(tool.SupervisedLabeler, "loss", note_flips)
     monkeypatch.setattr(tool, "crop_mask", note)
     monkeypatch.setattr(tool, "dice_loss", note_loss)
     options = ["optim_wrapper.optimizer.lr=0.003", "train_cfg.max_epochs=12"]
     args = [trained[0], masks, "--work-dir", tmp_path, "--cfg-options", *options]
     with arguments(script, [*map(str, args)]):
         tool.main()
-    losses = [float(loss) for loss in losses]
+    assert 0 < sum(flips) < len(flips) == len(targets) == len(found)
+    for (*_, straight), target, flip in zip(found, targets, flips):
+        assert torch.equal(target, straight.flip(1) if flip else straight)
+    losses = [float(value) for value in losses]
     assert len(losses) > 50 and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     for mask, (x0, y0, x1, y1), target in found[:20]:
         # The mean over the crop is the share of its pixels that the mask has, seen or not.
