@@ -25,9 +25,10 @@ while True:
 UNSHARING = """
 import os, time
 held, parent = bytearray(b"x" * 100_000_000), os.getpid()
+other = b"y" * 1_000_000
 if os.fork():
-    for start in range(0, len(held), 1_000_000):
-        held[start : start + 1_000_000] = b"y" * 1_000_000
+    for start in range(0, len(held), len(other)):
+        held[start : start + len(other)] = other
         time.sleep(0.05)
     time.sleep(60)
 while os.getppid() == parent:
@@ -55,8 +56,10 @@ def test_growth_of_a_process_that_grows(tmp_path):
 def test_pages_that_are_no_longer_shared_are_not_allocated(tmp_path):
     samples, _ = soak.watch([sys.executable, "-c", UNSHARING], 3, 0.05, tmp_path / "out.txt")
     late = [s for s in samples if s["time"] > 1]
-    assert late[-1]["memory"] - late[0]["memory"] > 10
-    assert abs(late[-1]["allocated"] - late[0]["allocated"]) < 1
+    memory, allocated = (late[-1][name] - late[0][name] for name in ("memory", "allocated"))
+    assert memory > 10
+    # Pages that are copied while the kernel counts them are seen twice or not at all.
+    assert abs(allocated) < 0.2 * memory
 
 
 def test_growth_and_its_interval():
