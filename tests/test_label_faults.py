@@ -64,6 +64,10 @@ def signal_everyone():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -140,6 +144,14 @@ def test_a_signal_in_the_merge_ends_it_at_once(job, undisturbed, tmp_path):
     assert code == 130 and not out.exists() and not report_path(out).exists()
     assert not list(shard_folder(out).glob(".*"))
     assert len(LabelShards(shard_folder(out)).finished_samples()) == 8
+    assert_resumes(job, out, undisturbed)
+
+
+def test_a_signal_where_nothing_but_the_merge_is_left_ends_it_at_once(job, undisturbed, tmp_path):
+    out = tmp_path / "labels.json"
+    assert label(job, out, "interrupt", in_merge=True)[0] == 130
+    code, _ = label(job, out, "terminate", in_merge=True)
+    assert code == 143 and not out.exists()
     assert_resumes(job, out, undisturbed)
 
 

@@ -57,6 +57,12 @@ def test_images_that_cannot_be_read_are_not_drawn(demo, tmp_path, tool, capsys):
     text = capsys.readouterr().out
     assert lost and f"mask/num: {len(boxes)} " in text and f"mask/num_missing: {lost} " in text
     assert float(re.search(r"mask/miou: ([\d.]+)", text)[1]) > 0
+    for reason in (
+        r"WARNING - image .*00002\.jpg cannot be read \(FileNotFoundError",
+        r"WARNING - image .*00003\.jpg cannot be read",
+        r"WARNING - 2 of 4 images could not be used; their boxes count as missed",
+    ):
+        assert re.search(reason, text), reason
 
 
 def test_tta_needs_a_config_of_it(demo, tmp_path, tool):

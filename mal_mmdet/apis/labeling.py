@@ -99,10 +99,23 @@ def generate_labels(
     )
     loader.batch_size = cfg.model.get("crops_per_batch", 32)
     loader.pin_memory = torch.cuda.is_available()
-    loader.batch_sampler = dict(type="LabelBatchSampler", shards=str(shard_folder(out_file)))
     pipelines = {k: v for k, v in loader.dataset.items() if k != "dataset"}
     pipelines = [pipelines, loader.dataset.dataset.pipeline]
     weights = _sha256(checkpoint)
+    fingerprint = dict(
+        weights=weights,
+        boxes=_sha256(ann_file),
+        detections=detections and _sha256(detections),
+        images=str(Path(img_dir).resolve()),
+        config=_hash(
+            [cfg.model, pipelines, only_missing, allow_outside, writer_options.get("mask_format")]
+        ),
+        software=_hash(_versions()),
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    )
+    loader.batch_sampler = dict(
+        type="LabelBatchSampler", shards=str(shard_folder(out_file)), fingerprint=fingerprint
+    )
     cfg.test_evaluator = dict(
         type="LabelWriter",
         ann_file=str(ann_file),
@@ -111,26 +124,11 @@ def generate_labels(
         only_missing=only_missing,
         allow_outside=allow_outside,
         info=_provenance(cfg, weights, date),
-        fingerprint=dict(
-            weights=weights,
-            boxes=_sha256(ann_file),
-            detections=detections and _sha256(detections),
-            images=str(Path(img_dir).resolve()),
-            config=_hash(
-                [
-                    cfg.model,
-                    pipelines,
-                    only_missing,
-                    allow_outside,
-                    writer_options.get("mask_format"),
-                ]
-            ),
-            software=_hash(_versions()),
-            device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        ),
+        fingerprint=fingerprint,
         resume=resume,
         **writer_options,
     )
+    cfg.get("default_hooks", {}).pop("visualization", None)  # no masks of whole images to draw
     cfg.custom_hooks = [dict(type="LabelProgressHook"), dict(type="LabelStopHook")]
     runner = Runner.from_cfg(cfg)
     load_weights(runner, checkpoint)

@@ -28,12 +28,20 @@ class LabelBatchSampler(Sampler):
             order is not used.
         batch_size: Most boxes in a batch; an image with more is one for itself.
         shards: Folder of :class:`LabelShards`; batches that are finished there are left out.
+        fingerprint: Of the run, as its :class:`LabelWriter` has it: what a lost process of
+            another one still writes there is not finished.
     """
 
-    def __init__(self, sampler: DefaultSampler, batch_size: int, shards: str | None = None) -> None:
+    def __init__(
+        self,
+        sampler: DefaultSampler,
+        batch_size: int,
+        shards: str | None = None,
+        fingerprint: dict[str, str] | None = None,
+    ) -> None:
         self.dataset = sampler.dataset
         self.batch_size = batch_size
-        self.shards = shards
+        self.shards = LabelShards(shards, fingerprint) if shards else None
 
     # Found out at first use: by then the shards have been looked through.
     @cached_property
@@ -43,7 +51,7 @@ class LabelBatchSampler(Sampler):
         if not self.shards:
             return batches
         # Only one rank looks, or a slow one would already find the first shards of a fast one.
-        done = [LabelShards(self.shards).finished_samples() if is_main_process() else None]
+        done = [self.shards.finished_samples() if is_main_process() else None]
         broadcast_object_list(done)
         return [batch for batch in batches if not done[0].issuperset(batch)]
 

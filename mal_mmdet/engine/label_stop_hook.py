@@ -21,7 +21,8 @@ class LabelStopHook(Hook):
     priority = "LOW"
 
     def before_test(self, runner: Runner) -> None:
-        stop_signals.noting = stop_signals.handling
+        # Without a batch nobody would look at what was noted.
+        stop_signals.noting = stop_signals.handling and len(runner.test_dataloader) > 0
 
     def after_test_iter(
         self,

@@ -221,17 +221,17 @@ class LabelWriter(BaseMetric):
         barrier()
         if not is_main_process():
             return {}
-        failures = self.shards.failures()
-        missing = size - len(self.shards.finished_samples()) - len(failures)
-        if missing > 0:
+        failed = self.shards.failed_samples()
+        missing = size - len(failed | self.shards.finished_samples())
+        if missing:
             raise RuntimeError(
                 f"the labels of {missing} of {size} images are not in {self.shards.folder}; run "
                 "the same command with --resume"
             )
         counts = self.compute_metrics([])
-        if failures:
+        if failed:
             print_log(
-                f"{len(failures)} images could not be used. When they are mended, the same command "
+                f"{len(failed)} images could not be used. When they are mended, the same command "
                 f"with --resume labels them; {self.shards.folder} is kept for that",
                 logger="current",
             )
@@ -351,6 +351,8 @@ def complete_annotation(ann: dict, image: dict) -> str | None:
             return problem
         if bbox_problem(ann.get("bbox"), image["width"], image["height"]):
             ann["bbox"] = mask_bbox(ann["segmentation"], image)
+            if not all(ann["bbox"][2:]):
+                return "its mask has not one pixel, and it has no box"
     x, y, w, h = ann["bbox"]
     if not is_finite(ann.get("area")):
         ann["area"] = w * h

@@ -158,12 +158,11 @@ class LabelShards:
 
     def finished_samples(self) -> set[int]:
         """Indices of the samples that are done."""
-        samples: set[int] = set()
-        for shard in self.shards():
-            with open(shard, "rb") as file:
-                file.readline()
-                samples.update(json.loads(file.readline()))
-        return samples
+        return _samples(self.shards())
+
+    def failed_samples(self) -> set[int]:
+        """Indices of the samples that could not be used; some may be done since an earlier run."""
+        return _samples(self.failures())
 
     def labels(self, length: int) -> Labels:
         """Finds the labels of all annotations.
@@ -227,6 +226,15 @@ def sha256(file: BinaryIO) -> str:
     while chunk := file.read(1 << 20):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def _samples(shards: list[Path]) -> set[int]:
+    samples: set[int] = set()
+    for shard in shards:
+        with open(shard, "rb") as file:
+            file.readline()
+            samples.update(json.loads(file.readline()))
+    return samples
 
 
 def _is_whole(shard: Path) -> bool:

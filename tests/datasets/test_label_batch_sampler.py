@@ -60,3 +60,13 @@ def test_finished_batches_are_left_out(monkeypatch, tmp_path):
     left = list(sampler)
     assert sampler.boxes_left == sum(COUNTS[i] for batch in left for i in batch)
     assert left == [batch for i, batch in enumerate(whole) if i not in (3, 7)]
+
+
+def test_what_a_lost_process_of_another_run_has_finished_is_not(monkeypatch, tmp_path):
+    whole = batches(monkeypatch)
+    shards = LabelShards(tmp_path / "shards", dict(weights="new"))
+    shards.open(resume=False)
+    shards.write(whole[3], [])
+    LabelShards(shards.folder, dict(weights="old")).write(whole[7], [])
+    options = dict(shards=str(shards.folder), fingerprint=dict(weights="new"))
+    assert batches(monkeypatch, **options) == [b for i, b in enumerate(whole) if i != 3]

@@ -126,7 +126,7 @@ def test_images_that_could_not_be_used_are_tried_again(folder):
     shards.open(resume=True)
     shards.write([6], [(8, dict(problem="no image"))], failed=True)
     assert shards.labels(9).get(8) == dict(problem="no image") and len(shards.failures()) == 1
-    assert shards.finished_samples() == {0, 1, 4}
+    assert shards.finished_samples() == {0, 1, 4} and shards.failed_samples() == {6}
     shards.release()
     again = LabelShards(folder, FINGERPRINT)
     assert again.open(resume=True) == 0
