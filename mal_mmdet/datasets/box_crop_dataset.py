@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os.path as osp
 import random
 import time
@@ -67,8 +68,7 @@ class BoxCropDataset(Dataset):
         images, instances = array("q"), array("q")
         for i in range(len(self.dataset)):
             for j, instance in enumerate(self.dataset.get_data_info(i)["instances"]):
-                x0, y0, x1, y1 = instance["bbox"]
-                width, height = x1 - x0, y1 - y0
+                width, height = box_sides(instance["bbox"])
                 ignored = instance.get("ignore_flag", 0) or instance.get("is_group_of", False)
                 if not ignored and width * height > min_area and min(width, height) > min_side:
                     images.append(i)
@@ -176,6 +176,7 @@ class BoxCropDataset(Dataset):
             gt_bboxes=HorizontalBoxes(bbox),
             gt_bboxes_labels=np.array([info["bbox_label"]], dtype=np.int64),
             ori_bbox=bbox[0],
+            area=math.prod(box_sides(info["bbox"])),
         )
         return box | {key: info[key] for key in ("ann_id", "ann_index", "score") if key in info}
 
@@ -202,6 +203,16 @@ class BoxCropDataset(Dataset):
         # A sample that is an image has its boxes in the image frame, as mmdet's tools expect.
         sample.gt_instances.bboxes = sample.gt_instances.ori_bboxes
         return dict(inputs=torch.stack([box["inputs"] for box in boxes]), data_samples=sample)
+
+
+def box_sides(bbox: Sequence[float]) -> tuple[float, float]:
+    """Width and height in pixels of (x0, y0, x1, y1).
+
+    To the precision of float32: (x + w) − x is not quite w, and a box whose area is a limit of
+    sizes would be on either side of it, depending on where it lies.
+    """
+    x0, y0, x1, y1 = bbox
+    return float(np.float32(x1 - x0)), float(np.float32(y1 - y0))
 
 
 @contextmanager

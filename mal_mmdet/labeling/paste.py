@@ -47,7 +47,7 @@ def threshold_for_area(thresholds: float | Sequence[float], area: float) -> floa
 
 
 def pixel_span(low: float, high: float, length: int) -> tuple[int, int]:
-    """Pixels ``start … stop − 1`` of an axis whose centres lie in [low, high), at least one.
+    """Pixels ``start … stop − 1`` of an axis whose centres lie in (low, high], at least one.
 
     A span that holds no centre becomes the pixel in which it begins.
     """

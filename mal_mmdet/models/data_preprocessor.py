@@ -52,4 +52,4 @@ class CropDataPreprocessor(BaseDataPreprocessor):
     def _normalise(self, crops: Tensor) -> Tensor:
         if self.bgr_to_rgb:
             crops = crops.flip(1)
-        return (crops.float() - self.mean) / self.std
+        return torch.sub(crops, self.mean).div_(self.std)  # no float copy in between

@@ -12,6 +12,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from mmpretrain.models import SwinTransformer, VisionTransformer, ViTSAM
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 from mal_mmdet.labeling import mask_quality, paste_mask, threshold_for_area
 from mal_mmdet.structures import box_masks
@@ -225,7 +226,11 @@ class MaskAutoLabeler(BaseModel):
         areas = _gather(data_samples, "areas")
         thresholds = [threshold_for_area(self.thresholds, area) for area in areas.tolist()]
         thresholds = areas.new_tensor(thresholds)
-        boxes, crops = _gather(data_samples, "ori_bboxes"), _gather(data_samples, "crop_bboxes")
+        # No mask leaves its image, so what a box has outside is not judged either.
+        boxes = torch.cat(
+            [clip_boxes_to_image(s.gt_instances.ori_bboxes, s.ori_shape) for s in data_samples]
+        )
+        crops = _gather(data_samples, "crop_bboxes")
         origin, extent = crops[:, :2], crops[:, 2:] - crops[:, :2]
         boxes = (boxes - origin.tile(2)) / extent.tile(2)  # the crop is 1 × 1
         fields: dict[str, Tensor] = {}

@@ -12,6 +12,7 @@ from mmengine.structures import BaseDataElement
 from torch.utils.data import DataLoader
 
 from mal_mmdet.datasets import SeededSampler
+from mal_mmdet.datasets.box_crop_dataset import box_sides
 from mal_mmdet.labeling import read_coco
 from tests.conftest import tiny_config
 
@@ -31,10 +32,20 @@ def test_one_sample_a_box_with_two_views(configs, demo):
         assert sample["inputs"][view].dtype == torch.uint8
     assert set(sample["data_samples"]) == {"student"}  # views share their box
     student = sample["data_samples"]["student"].gt_instances
-    x0, y0, x1, y1 = student.ori_bboxes[0].tolist()
-    assert student.areas.item() == (x1 - x0) * (y1 - y0)
+    ann = read_coco(demo / "boxes_train.json")["annotations"][int(student.ann_indices)]
+    assert student.areas.item() == np.float32(ann["bbox"][2]) * np.float32(ann["bbox"][3])
     boxes = {"bboxes", "ori_bboxes", "crop_bboxes", "areas", "labels"}
     assert set(student.keys()) == boxes | {"ann_ids", "ann_indices"}
+
+
+def test_boxes_on_a_limit_of_size_belong_to_the_lower_one_wherever_they_lie():
+    x, y = np.random.default_rng(0).uniform(0, 2000, (2, 1000)).round(2).tolist()
+    for side in (2, 32, 96):
+        # As a data set makes corners of a COCO box.
+        sides = [box_sides((a, b, a + side, b + side)) for a, b in zip(x, y)]
+        assert set(sides) == {(side, side)}
+        assert any((a + side) - a > side for a in x)
+    assert box_sides((512.0, 0.0, 512.0 + 1e-10, 3e-20)) == pytest.approx((1e-10, 3e-20), rel=0.2)
 
 
 def test_the_flip_is_shared_and_moves_the_box(configs):

@@ -155,6 +155,21 @@ def test_predictions_without_masks_hold_what_masks_are_made_of(model):
     assert float(pasted.pred_instances.scores) == pytest.approx(window.score)
 
 
+def test_what_lies_outside_the_image_is_not_judged(model, monkeypatch):
+    """The box goes on to the left of the image, where there is nothing to have a mask of."""
+    logits = torch.randn(16, 16)
+    other = logits.clone()
+    other[:, :8] = 9.0  # the middle of the crop is the image's border
+    qualities = []
+    for views in (logits, other):
+        monkeypatch.setattr(model, "view_logits", lambda crops, areas, v=views: v[None, None])
+        sample = image_sample([[-10, 10, 10, 40]], [[-16, 5, 16, 45]])
+        torch.manual_seed(0)
+        (result,) = model(torch.randn(1, 3, SIZE, SIZE), [sample], mode="predict")
+        qualities.append(result.pred_instances.mask_quality)
+    assert torch.equal(*qualities)
+
+
 def test_predict_in_bfloat16_is_near_float32(model):
     crop, sample = torch.randn(1, 3, SIZE, SIZE), image_sample([[10, 10, 30, 40]], [[8, 6, 32, 44]])
     (exact,) = model(crop, [sample.clone()], mode="predict")

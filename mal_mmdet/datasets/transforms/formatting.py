@@ -31,12 +31,11 @@ class PackBoxCrop(BaseTransform):
         inputs = torch.from_numpy(np.stack(cv2.split(results["img"])))
         if not self.with_box:
             return dict(inputs=inputs)
-        x0, y0, x1, y1 = results["ori_bbox"].tolist()
         instances = InstanceData(
             bboxes=results["gt_bboxes"].tensor,
             ori_bboxes=torch.from_numpy(results["ori_bbox"])[None],
             crop_bboxes=torch.from_numpy(results["crop_bbox"])[None],
-            areas=torch.tensor([(x1 - x0) * (y1 - y0)]),
+            areas=torch.tensor([results["area"]]),
             labels=torch.from_numpy(results["gt_bboxes_labels"]),
         )
         if "ann_id" in results:
