@@ -105,11 +105,13 @@ def find_boxes(dataset: BoxCropDataset, ids: Sequence[int | str]) -> list[int]:
     """
     source, places = dataset.dataset, {}
     for place, (image, instance) in enumerate(dataset.boxes):
-        places[str(source.get_data_info(int(image))["instances"][instance]["ann_id"])] = place
-    missing = [ann_id for ann_id in ids if str(ann_id) not in places]
+        ann_id = source.get_data_info(int(image))["instances"][instance]["ann_id"]
+        places[ann_id] = place
+        places.setdefault(str(ann_id), place)
+    missing = [ann_id for ann_id in ids if ann_id not in places]
     if missing:
         raise ValueError(
-            f"annotations {missing} are not among the {len(places)} usable boxes of "
+            f"annotations {missing} are not among the {len(dataset)} usable boxes of "
             f"{source.ann_file}"
         )
-    return [places[str(ann_id)] for ann_id in ids]
+    return [places[ann_id] for ann_id in ids]

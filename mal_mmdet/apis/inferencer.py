@@ -438,10 +438,15 @@ class MALInferencer(BaseInferencer):
         for image in images:
             image["instances"] = [box for box in image["instances"] if not box["ignore_flag"]]
         if not whole:
-            files = {image["img_path"]: image for image in images}
+            by_id, files = {image["img_id"]: image for image in images}, {}
             for entry in read_boxes(ann_file)["images"]:
-                name = image_file(entry, dataset.path_parts)
-                files.setdefault(name, dict(img_id=entry["id"], instances=[]))
+                name = osp.normpath(image_file(entry, dataset.path_parts))
+                if name in files:
+                    raise ValueError(
+                        f"{ann_file} has several images with the file name {name}, so that nobody "
+                        "knows whose boxes are meant; make one of them"
+                    )
+                files[name] = by_id.get(entry["id"], dict(img_id=entry["id"], instances=[]))
             inputs = inputs if isinstance(inputs, (list, tuple)) else [inputs]
             images = [_find(image, files, ann_file) for image in inputs]
         return [_open(image["img_path"]) | image for image in images], dataset.metainfo["classes"]

@@ -77,7 +77,7 @@ def read_json(path: str | Path) -> Any:
     """
 
     def load() -> Any:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text = file.read()
         return check_depth(json.loads(text), text)
 
@@ -239,6 +239,8 @@ def bbox_problem(bbox: Any, width: int, height: int) -> str | None:
     x, y, w, h = bbox
     if w <= 0 or h <= 0:
         return f"bbox {bbox} is empty: width and height must be positive"
+    if x + w == x or y + h == y:
+        return f"bbox {bbox} is empty: its width or height is lost beside x or y"
     size = f"{width}×{height} pixels"
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         return f"bbox {bbox} lies outside its image of {size}"

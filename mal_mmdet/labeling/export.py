@@ -21,7 +21,7 @@ from mal_mmdet.progress import track
 from .coco_file import find_broken_images, find_problems, image_file, write_text
 from .polygons import join_parts, mask_problem, mask_to_polygons, segmentation_to_mask
 
-LONGEST_NAME = 200  # of a file, in characters; most file systems take 255 bytes
+LONGEST_NAME = 200  # of a file, in bytes; most file systems take 255, and endings come to it
 Files = Iterator[tuple[str, str]]  # name relative to the output folder, content
 
 
@@ -152,10 +152,11 @@ def check_labels(coco: dict[str, Any]) -> None:
         if not _is_unicode(name):
             raise ValueError(f"the category {name!r:.60} is no text that a file can hold")
     for name in map(image_file, coco["images"]):
-        if not _is_unicode(name) or "\0" in name or not 0 < len(Path(name).name) <= LONGEST_NAME:
+        length = len(Path(name).name.encode()) if _is_unicode(name) else 0
+        if "\0" in name or not 0 < length <= LONGEST_NAME:
             raise ValueError(
                 f"the image {name!r:.60} has no name for a file of labels: expected one of 1 to "
-                f"{LONGEST_NAME} characters"
+                f"{LONGEST_NAME} bytes of UTF-8"
             )
     stems: dict[str, str] = {}
     for image in coco["images"]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar
@@ -76,7 +77,8 @@ def stream_json(path: str | Path, key: str | None = None) -> Any:
         ValueError: Not JSON.
     """
     with open(path, "rb") as file:
-        reader = _Reader(file)
+        marked = file.read(len(BOM_UTF8)) == BOM_UTF8  # as some editors do
+        reader = _Reader(file, len(BOM_UTF8) if marked else 0)
         opening = reader.peek()
         if key is None and opening == "[":
             value = _skim(path, reader)

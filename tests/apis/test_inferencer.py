@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MALInferencer: the masks of labeling, for whatever a Python user has at hand."""
 
+import copy
 import doctest
 import json
 import os
@@ -336,6 +337,15 @@ def test_coco_files_that_do_not_fit(job, infer, photo, tmp_path, caplog):
         infer(tmp_path / "photo.jpg", ann_file)
     coco = read_coco(ann_file)
     name = coco["images"][0]["file_name"]
+    (prediction,) = infer(images / name, ann_file)["predictions"]
+    renamed = copy.deepcopy(coco)
+    renamed["images"][0]["file_name"] = f"./{name}"
+    write_json(tmp_path / "renamed.json", renamed)
+    assert infer(images / name, tmp_path / "renamed.json")["predictions"] == [prediction]
+    renamed["images"][1]["file_name"] = name
+    write_json(tmp_path / "twice.json", renamed)
+    with pytest.raises(ValueError, match=rf"twice\.json has several images .* {name}"):
+        infer(images / name, tmp_path / "twice.json")
     coco["annotations"] = []
     write_json(tmp_path / "none.json", coco)
     (prediction,) = infer(images / name, tmp_path / "none.json")["predictions"]

@@ -44,6 +44,7 @@ def coco(**changes):
         (dict(bbox=[10, 10, 5, -5]), "is empty"),
         (dict(bbox=[10, float("nan"), 5, 5]), "NaN or infinity"),
         (dict(bbox=[10, 10, float("inf"), 5]), "NaN or infinity"),
+        (dict(bbox=[10, 10, 1e-16, 5]), "its width or height is lost beside x or y"),
         (dict(bbox=[100, 10, 5, 5]), "outside its image of 100×80"),
         (dict(bbox=[10, -5, 5, 5]), "outside its image"),
         (dict(bbox=[0, 0, 1e9, 10]), "three times as large as its image"),

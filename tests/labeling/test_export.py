@@ -166,6 +166,7 @@ def test_cvat(tmp_path):
         ("images", dict(file_name="../x.jpg"), "has to lie below the folder"),
         ("images", dict(file_name="/x.jpg"), "has to lie below the folder"),
         ("images", dict(file_name="n" * 300 + ".png"), "has no name for a file of labels"),
+        ("images", dict(file_name="名" * 70 + ".png"), "expected one of 1 to 200 bytes of UTF-8"),
         ("images", dict(file_name="."), "has no name for a file of labels"),
         ("images", dict(file_name="a\0.png"), "has no name for a file of labels"),
         ("images", dict(file_name="\ud800.png"), "has no name for a file of labels"),

@@ -214,7 +214,7 @@ def test_any_damaged_file_is_labeled_or_refused(labeler, content, place, length,
     [
         (b"", "is not valid JSON"),
         (b"\0" * 99, "is not valid JSON"),
-        (b"\xef\xbb\xbf" + whole(), "is not valid JSON"),
+        (b"\xef\xbb" + whole(), "is not valid JSON"),
         (whole().decode().encode("utf-16"), "is not valid JSON"),
         (whole()[:-20], "is not valid JSON"),
         (b"[" * 1_000_000, "recursion"),
@@ -306,6 +306,14 @@ def test_the_box_of_a_crowd_in_a_wide_image(width, problem):
         assert problem in found
         return
     assert not found and mask_utils.toBbox(crowd["segmentation"]).tolist() == [0, 0, width - 1, 1]
+
+
+def test_a_mask_without_a_pixel_is_no_box():
+    rle = dict(size=[4, 6], counts=[24])
+    kept = dict(segmentation=rle, iscrowd=0)
+    problem = complete_annotation(kept, dict(width=6, height=4))
+    assert problem == "its mask has not one pixel, and it has no box"
+    assert not complete_annotation(dict(kept, bbox=[1, 1, 2, 2]), dict(width=6, height=4))
 
 
 def test_a_crowd_gets_an_area_that_loaders_can_read(labeler):

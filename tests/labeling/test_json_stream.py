@@ -7,6 +7,7 @@ import random
 import pytest
 
 from mal_mmdet.labeling import JSONList, ListWriter, json_stream, stream_json, write_around
+from mal_mmdet.labeling.coco_file import read_json
 
 
 def random_value(rng, depth=0):
@@ -46,6 +47,15 @@ def test_reads_what_json_reads(tmp_path, monkeypatch, window, indent, ascii):
             assert {**found, "list": list(found["list"])} == content
         path.write_text(json.dumps(content["list"], indent=indent), encoding="utf-8")
         assert list(stream_json(path)) == content["list"]
+
+
+def test_a_mark_of_utf8_is_not_content(tmp_path):
+    path = tmp_path / "boxes.json"
+    content = dict(images=[dict(file_name="ä.jpg")], annotations=[dict(id=1), dict(id=2)])
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8-sig")
+    found = stream_json(path, "annotations")
+    assert {**found, "annotations": list(found["annotations"])} == content
+    assert read_json(path) == content
 
 
 def test_other_values_are_read_whole(tmp_path):
