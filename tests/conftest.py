@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,37 @@ import mal_mmdet  # noqa: F401
 from mal_mmdet.datasets.demo_dataset import make_demo_dataset
 
 ROOT = Path(__file__).parents[1]
+LAUNCHER = [
+    "NNODES",
+    "NODE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PORT",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+]
 
 
 torch.set_num_threads(1)  # the tests' networks are too small to share
 register_all_modules(init_default_scope=True)
 # A runner formats its config four times, which takes longer than most runs in these tests.
 yapf.yapflib.yapf_api.FormatCode = lambda text, **options: (text, False)
+
+
+def free_port() -> str:
+    """A port of this machine that nobody listens to, for ``MASTER_PORT``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch):
+    """Tests that run inside of a job of a cluster are no part of it."""
+    for name in list(os.environ):
+        if name.startswith("SLURM_") or name in LAUNCHER:
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)

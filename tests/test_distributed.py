@@ -13,7 +13,8 @@ from mmengine.runner import Runner
 
 from mal_mmdet.apis import generate_labels
 from mal_mmdet.labeling import read_coco
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import ROOT, free_port, tiny_config
+from tests.forked import ranks
 
 FSDP = ROOT / "configs/mal/mal_vit-huge-p14-mae_8xb4-10e_coco-fsdp.py"
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=32)
@@ -37,20 +38,6 @@ def config(demo, work_dir, batch_size, max_iters=2):
     cfg.param_scheduler = []
     cfg.optim_wrapper.optimizer = dict(type="SGD", lr=0.05, momentum=0.9)
     return cfg
-
-
-def dist_train(cfg, *arguments):
-    path = Path(cfg.work_dir) / "tiny.py"
-    cfg.dump(path)
-    env = os.environ | dict(
-        CUDA_VISIBLE_DEVICES="",
-        OMP_NUM_THREADS="1",
-        PORT="29612",
-        PATH=f"{Path(sys.executable).parent}:{os.defpath}",
-    )
-    command = ["bash", ROOT / "tools/dist_train.sh", path, "2", *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def load(work_dir, step):
@@ -83,7 +70,16 @@ def assert_same_training(found, expected):
 
 
 def test_two_processes_equal_one_with_the_double_batch(demo, tmp_path, whole):
-    dist_train(config(demo, tmp_path, 4))
+    config(demo, tmp_path, 4).dump(tmp_path / "tiny.py")
+    env = os.environ | dict(
+        CUDA_VISIBLE_DEVICES="",
+        OMP_NUM_THREADS="1",
+        PORT=free_port(),
+        PATH=f"{Path(sys.executable).parent}:{os.defpath}",
+    )
+    command = ["bash", ROOT / "tools/dist_train.sh", tmp_path / "tiny.py", "2"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
     for step, expected in enumerate(whole, 1):
         assert_same_training(load(tmp_path, step), expected)
 
@@ -93,9 +89,12 @@ def test_sharded_training_equals_that_of_one_process(demo, tmp_path, whole):
     cfg = config(demo, tmp_path, 4, max_iters=1)
     sharded = Config.fromfile(FSDP)
     cfg.runner_type, cfg.strategy = sharded.runner_type, sharded.strategy
-    dist_train(cfg)
+    codes, outputs = ranks(cfg, tmp_path)
+    assert codes == [0, 0], outputs
     assert_same_training(load(tmp_path, 1), whole[0])
-    dist_train(cfg, "--resume", "--cfg-options", "train_cfg.max_iters=2")
+    cfg.train_cfg.max_iters = 2
+    codes, outputs = ranks(cfg, tmp_path)
+    assert codes == [0, 0], outputs
     assert_same_training(load(tmp_path, 2), whole[1])
 
     boxes, out = demo / "boxes_val.json", tmp_path / "labels.json"

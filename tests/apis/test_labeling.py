@@ -2,7 +2,6 @@
 """Labeling as a whole: what it writes, and that nothing it has done is lost."""
 
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -33,10 +32,7 @@ from mal_mmdet.labeling import (
     write_json,
 )
 from tests.conftest import tiny_config
-
-# Imports once; its children start in a moment and can be killed.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["mal_mmdet.apis", "mmdet.utils", "tests.apis.test_labeling"])
+from tests.forked import SERVER
 
 
 @pytest.fixture(scope="module")

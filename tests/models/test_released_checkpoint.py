@@ -4,8 +4,6 @@
 import argparse
 import functools
 import os
-import subprocess
-import sys
 import zipfile
 
 import pytest
@@ -17,6 +15,7 @@ from mmengine.runner import load_checkpoint
 
 from mal_mmdet.models.released_checkpoint import convert_released, load_tensors, resize_positions
 from tests.conftest import ROOT
+from tests.test_tools import run
 
 C, HEADS, LAYERS = 384, 6, 12  # the small ViT
 STEM, TAO = "conv-stem", "patch projection"
@@ -124,11 +123,7 @@ def released_file(layout):
 
 
 def convert(path, out, *options, code=0):
-    tool = ROOT / "tools/model_converters/mal_released_to_mmdet.py"
-    command = [sys.executable, tool, path, out, *options]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
-    return done
+    return run("tools/model_converters/mal_released_to_mmdet.py", path, out, *options, code=code)
 
 
 @pytest.mark.parametrize("layout, size", [(STEM, 96), (STEM, 224), (TAO, 96)])
