@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yapf.yapflib.yapf_api
@@ -52,6 +54,8 @@ def _no_launcher(monkeypatch):
 def _scope_and_seed():
     register_all_modules(init_default_scope=True)  # a runner in a test changes the scope
     torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(scope="session")

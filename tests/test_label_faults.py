@@ -167,7 +167,8 @@ def test_a_disk_that_is_full_at_the_report_replaces_nothing(job, tmp_path):
     for ann in coco["annotations"]:
         ann["note"] = "long" * 10000
     write_json(tmp_path / "boxes.json", coco)
-    job = (*job[:2], tmp_path / "boxes.json", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    job = (*job[:2], tmp_path / "boxes.json", tmp_path / "empty")
     out, other = tmp_path / "labels.json", tmp_path / "other.json"
     assert generate_labels(*job, other) == len(coco["annotations"])
     length = report_path(other).stat().st_size
@@ -205,7 +206,8 @@ def test_a_read_that_fails(job, undisturbed, tmp_path, monkeypatch, times):
 
 def test_a_missing_image_is_not_waited_for(job, tmp_path, monkeypatch):
     monkeypatch.setattr(box_crop_dataset, "RETRY_SECONDS", -1)  # which sleep refuses
-    assert generate_labels(*job[:3], tmp_path / "nowhere", tmp_path / "labels.json") > 0
+    (tmp_path / "empty").mkdir()
+    assert generate_labels(*job[:3], tmp_path / "empty", tmp_path / "labels.json") > 0
 
 
 def test_three_ranks_write_the_bytes_of_one(job, undisturbed, tmp_path, monkeypatch):

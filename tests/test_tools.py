@@ -10,6 +10,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -381,10 +382,50 @@ def test_testing_without_a_checkpoint_starts_from_the_configs_weights(trained, t
 
 
 def test_an_image_folder_that_does_not_exist(trained, demo, tmp_path):
-    out = tmp_path / "labels.json"
-    label(trained, demo / "boxes_val.json", tmp_path / "nowhere", out, code=3)
+    done = label(trained, demo / "boxes_val.json", tmp_path / "nowhere", tmp_path / "o", code=1)
+    assert f"there is no folder {tmp_path / 'nowhere'} of the images" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_the_images(trained, demo, tmp_path):
+    out, empty = tmp_path / "labels.json", tmp_path / "empty"
+    empty.mkdir()
+    label(trained, demo / "boxes_val.json", empty, out, code=3)
     report = json.loads((tmp_path / "labels.json.report.json").read_text())
     assert report["labeled"] == 0 and read_coco(out)["annotations"] == []
+
+
+def test_nothing_that_is_read_is_written_over(trained, demo, tmp_path):
+    boxes, human = tmp_path / "boxes.json", tmp_path / "human.json"
+    shutil.copy(demo / "boxes_val.json", boxes)
+    shutil.copy(demo / "instances_val.json", human)
+    before = boxes.read_bytes(), human.read_bytes()
+    files = ["--ann-file", human, "--img-dir", demo / "val", "--out", human]
+    for done in (
+        label(trained, boxes, demo / "val", boxes, code=1),
+        run("tools/label_baseline.py", "box", *files, code=1),
+        run("tools/dataset_converters/boxes_only.py", human, tmp_path / "." / human.name, code=1),
+    ):
+        assert "is also read, and what it holds would be lost" in done.stderr
+    assert (boxes.read_bytes(), human.read_bytes()) == before
+    done = label(trained, boxes, demo / "val", tmp_path, code=1)
+    assert "is a folder; expected the name of a file to write" in done.stderr
+
+
+def test_what_is_no_labeler(trained, demo, tmp_path):
+    files = demo / "boxes_val.json", demo / "val", tmp_path / "labels.json"
+    done = label((trained[1], trained[0]), *files, code=1)
+    assert "are config and checkpoint in the right order?" in done.stderr
+    done = label((ROOT / "configs/mask_rcnn/mask-rcnn_demo-mal.py", trained[1]), *files, code=1)
+    assert "the config's model is a MaskRCNN; expected a MaskAutoLabeler" in done.stderr
+
+
+def test_misspelt_options_are_named(trained, demo, tmp_path, capfd):
+    files = demo / "boxes_val.json", demo / "val", tmp_path / "labels.json"
+    done = label(trained, *files, "--cfg-options", "test_dataloder.num_workers=1", "compile=False")
+    text = done.stdout + done.stderr + "".join(capfd.readouterr())
+    assert "sets test_dataloder, which nothing reads; test_dataloader has" in text
+    assert text.count("which nothing reads") == 1
 
 
 def test_a_file_without_one_usable_box(trained, demo, tmp_path):

@@ -5,7 +5,7 @@
 # One process a GPU; on a machine without one the processes run on the CPU.
 # Environment: NNODES, NODE_RANK, MASTER_ADDR, PORT.
 set -euo pipefail
-[ $# -ge 3 ] || { sed -n 3,6p "$0" >&2; exit 2; }
+[[ $# -ge 3 && $3 =~ ^[0-9]+$ ]] || { sed -n 3,6p "$0" >&2; exit 2; }
 here="$(cd "$(dirname "$0")" && pwd)"
 exec python -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \

@@ -190,8 +190,8 @@ def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
     kind = _class_of(dataset)
     if kind is None or not issubclass(kind, (CocoDataset, *OTHER_FORMATS)):
         raise ValueError(
-            f"the config's data set is a {dataset.type}; a label file needs one that reads COCO "
-            "files of instances, as the configs named *_coco.py have, DSDL or VOC's XML"
+            f"the config's data set is a {dataset.type}; a label file takes the place of one that "
+            "reads instances from COCO's files, DSDL or VOC's XML, as detectors' configs have"
         )
     if issubclass(kind, CocoPanopticDataset):
         raise ValueError(

@@ -17,10 +17,12 @@ import mmpretrain
 import numba
 import numpy as np
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mal_mmdet.labeling import sha256, shard_folder
+from mal_mmdet.labeling import refuse_input, sha256, shard_folder
+from mal_mmdet.models import MaskAutoLabeler
 from mal_mmdet.version import __version__
 
 from .launch import load_weights, unwrapped, use_boxes
@@ -73,13 +75,23 @@ def generate_labels(
         Number of annotations that could not be labeled; known to the main rank, 0 on others.
 
     Raises:
-        FileNotFoundError: No such checkpoint.
-        ValueError: The checkpoint does not fit the config, or a file is not what it should be.
+        FileNotFoundError: No such checkpoint, or no such folder of images.
+        ValueError: The config is of something else, the checkpoint does not fit it, a file is not
+            what it should be, or ``out_file`` is one of those that are read.
         RuntimeError: Another process writes this label file, or an interrupted run did, and
             ``resume`` is not given or something else is labeled now.
         OSError: The disk is full.
     """
+    refuse_input(out_file, ann_file, detections)
+    if not Path(img_dir).is_dir():  # known before hours of labels that fail
+        raise FileNotFoundError(f"there is no folder {img_dir} of the images")
     cfg = copy.deepcopy(cfg)
+    kind = MODELS.get(cfg.model.type)
+    if not (isinstance(kind, type) and issubclass(kind, MaskAutoLabeler)):
+        raise ValueError(
+            f"the config's model is a {cfg.model.type}; expected a MaskAutoLabeler, as the configs "
+            "in configs/mal/ have"
+        )
     cfg.setdefault("work_dir", str(Path(out_file).parent / "labeling"))
     options = dict(
         label_source=label_source,

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import difflib
 import gc
+import inspect
 import logging
 import os
 import subprocess
@@ -29,6 +31,7 @@ from mal_mmdet.engine import INTERRUPTED
 from mal_mmdet.models import MaskAutoLabeler
 
 # Not best_*.pth, which have no state of the optimizer.
+CONFIG_ENDINGS = (".py", ".yml", ".yaml", ".json")  # that MMEngine reads
 RESUMABLE = ("epoch_*.pth", "iter_*.pth", INTERRUPTED)
 
 
@@ -57,8 +60,19 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(config: str | Path) -> Config:
-    """Reads a config file, or, named ``package::path``, one that came with a package."""
-    return get_config(config) if "::" in str(config) else Config.fromfile(config)
+    """Reads a config file, or, named ``package::path``, one that came with a package.
+
+    Raises:
+        ValueError: The file is of another kind.
+    """
+    if "::" in str(config):
+        return get_config(config)
+    if Path(config).suffix not in CONFIG_ENDINGS:
+        raise ValueError(
+            f"{config} is no config, whose name would end with {', '.join(CONFIG_ENDINGS)}; are "
+            "config and checkpoint in the right order?"
+        )
+    return Config.fromfile(config)
 
 
 def load_config(args: argparse.Namespace, timeout: int | None = None) -> Config:
@@ -71,12 +85,24 @@ def load_config(args: argparse.Namespace, timeout: int | None = None) -> Config:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     cfg = read_config(args.config)
     if args.cfg_options:
+        _warn_of_misspelt(args.cfg_options, cfg)
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir:
         cfg.work_dir = args.work_dir
     cfg.setdefault("work_dir", str(Path("work_dirs") / Path(args.config).stem))
     set_launcher(cfg, args.launcher, timeout)
     return cfg
+
+
+def _warn_of_misspelt(options: dict, cfg: Config) -> None:
+    known = {*cfg.keys(), *inspect.signature(Runner.__init__).parameters}
+    for key in {option.split(".")[0] for option in options} - known:
+        for near in difflib.get_close_matches(key, known, n=1, cutoff=0.8):
+            print_log(
+                f"--cfg-options sets {key}, which nothing reads; {near} has another name",
+                logger="current",
+                level=logging.WARNING,
+            )
 
 
 def set_launcher(cfg: Config, launcher: str, timeout: int | None = None) -> None:
@@ -170,9 +196,14 @@ def load_weights(runner: Runner, checkpoint: str | Path | None) -> None:
         try:
             load_checkpoint(model, str(checkpoint), map_location="cpu", strict=True)
         except RuntimeError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            if len(lines) > 4:
+                lines[4:] = [f"and {len(lines) - 4} more"]
+            text = "\n".join(line if len(line) < 300 else f"{line[:300]} …" for line in lines)
             raise ValueError(
-                f"{checkpoint} is not a checkpoint of the config's network (model.network): {error}"
-            ) from error
+                f"{checkpoint} is not a checkpoint of the config's network (model.network), but "
+                f"perhaps of another config: {text}"
+            ) from None
     else:
         runner.load_checkpoint(str(checkpoint))
 

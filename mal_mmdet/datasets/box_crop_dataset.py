@@ -65,11 +65,12 @@ class BoxCropDataset(Dataset):
         self.pipeline = Compose(pipeline)
         self.group_by_image = group_by_image
         self._read: tuple[int, dict] = (-1, {})  # the last image, and its index
-        images, instances = array("q"), array("q")
+        images, instances, number = array("q"), array("q"), 0
         for i in range(len(self.dataset)):
             for j, instance in enumerate(self.dataset.get_data_info(i)["instances"]):
                 width, height = box_sides(instance["bbox"])
                 ignored = instance.get("ignore_flag", 0) or instance.get("is_group_of", False)
+                number += not ignored
                 if not ignored and width * height > min_area and min(width, height) > min_side:
                     images.append(i)
                     instances.append(j)
@@ -80,10 +81,15 @@ class BoxCropDataset(Dataset):
             starts = np.flatnonzero(np.diff(self.boxes[:, 0], prepend=-1))
             self.cuts = np.append(starts, len(self.boxes))
             self.boxes_per_sample = np.diff(self.cuts)
-        elif not len(self.boxes):
+        limits = f"an area over min_area={min_area} and sides over min_side={min_side} pixels"
+        if not len(self.boxes) and not group_by_image:
             raise ValueError(
-                f"no box is left to train on: of {len(self.dataset)} images none has a box with "
-                f"an area over min_area={min_area} and sides over min_side={min_side} pixels"
+                f"no box is left to train on: of {number} usable boxes in {len(self.dataset)} "
+                f"images none has {limits}; warnings say which boxes are not usable, and why"
+            )
+        if len(self.boxes) < number:
+            print_log(
+                f"{len(self.boxes)} of {number} boxes are used: those with {limits}", "current"
             )
 
     @property

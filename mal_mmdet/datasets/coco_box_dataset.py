@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import os.path as osp
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from mmdet.datasets import BaseDetDataset
@@ -13,6 +13,9 @@ from mmengine.logging import print_log
 
 from mal_mmdet.labeling import check_annotations, has_mask, image_file, read_boxes
 from mal_mmdet.progress import track
+
+OVERHANG = 2.0  # pixels that a box may end outside its image without anybody's doubt
+MANY = 0.05  # of the boxes
 
 
 @DATASETS.register_module()
@@ -82,6 +85,13 @@ class CocoBoxDataset(BaseDetDataset):
         if problems:
             self._warn(problems, total)
         table.group()
+        for doubt in table.doubts():
+            print_log(
+                f"{doubt} of {self.detections or self.ann_file}. Expected are x, y, width and "
+                "height in pixels, of the images as they are",
+                logger="current",
+                level=logging.WARNING,
+            )
         if not len(table):
             self.serialize_data = False  # MMEngine cannot serialize an empty list
         return table
@@ -137,6 +147,18 @@ class _BoxTable(Sequence):
         self._order = np.argsort(rows, kind="stable")
         self._cuts = np.searchsorted(rows[self._order], np.arange(len(self._rows) + 1))
         self._listed = list(self._rows)
+
+    def doubts(self) -> Iterator[str]:
+        """What speaks against boxes being COCO's, though each alone might be."""
+        bboxes = np.frombuffer(self._bbox).reshape(-1, 4)
+        images = [self._images[position] for position in self._listed]
+        sizes = np.array([(image["width"], image["height"]) for image in images]).reshape(-1, 2)
+        limits = sizes[np.frombuffer(self._row, dtype=np.int64)] + OVERHANG
+        beyond = int((bboxes[:, :2] + bboxes[:, 2:] > limits).any(1).sum())
+        if beyond > MANY * len(bboxes):
+            yield f"{beyond} of {len(bboxes)} boxes reach out of their images, as corners would,"
+        if len(bboxes) and (bboxes[:, 2:] <= 1).all():
+            yield "No box is larger than a pixel, as fractions of an image would be,"
 
     def clear(self) -> None:
         """Forgets everything, as MMEngine asks for after it has serialised the list."""

@@ -60,7 +60,11 @@ def resolve_groups(
         unknown = [member for member in members if member not in categories]
         if unknown:
             raise ValueError(
-                f"groups.{name} has the unknown categories {unknown}; the data set has "
-                f"{sorted(categories)}"
+                f"groups.{name} has the unknown categories {_first(unknown)}; the data set has "
+                f"{_first(sorted(categories))}"
             )
     return {name: tuple(members) for name, members in groups.items()}
+
+
+def _first(names: list[str]) -> str:
+    return f"{names[:5]}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -11,7 +11,14 @@ from mmdet.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from pycocotools import mask as mask_utils
 
-from mal_mmdet.labeling import encode_mask, find_problems, mask_problem, read_coco, to_rle
+from mal_mmdet.labeling import (
+    encode_mask,
+    find_problems,
+    image_file,
+    mask_problem,
+    read_coco,
+    to_rle,
+)
 from mal_mmdet.progress import track
 from mal_mmdet.structures import AREA_LIMITS
 
@@ -155,12 +162,30 @@ def evaluate_masks(
 def evaluate_label_files(
     pred_file: str | Path, truth_file: str | Path, **options
 ) -> dict[str, float]:
-    """:func:`evaluate_masks`, with its options, of a label file, matched by annotation id."""
-    pred = read_coco(pred_file)
+    """:func:`evaluate_masks`, with its options, of a label file, matched by annotation id.
+
+    Raises:
+        ValueError: As :func:`evaluate_masks`, or an id is that of another image's box.
+    """
+    pred, truth = read_coco(pred_file), read_coco(truth_file)
     for i, problem in find_problems(pred, allow_outside=True).items():
         raise ValueError(f"annotations[{i}] of {pred_file}: {problem}")
     masks = {ann["id"]: ann.get("segmentation") for ann in pred["annotations"]}
-    return evaluate_masks(masks, read_coco(truth_file), **options)
+    figures = evaluate_masks(masks, truth, **options)
+    places = annotated_images(pred)
+    for ann_id, name in annotated_images(truth).items():
+        if places.get(ann_id, name) != name:
+            raise ValueError(
+                f"annotation {ann_id} is on {places[ann_id]} in {pred_file}, but on {name} in "
+                f"{truth_file}: their ids do not belong together"
+            )
+    return figures
+
+
+def annotated_images(coco: dict) -> dict[int | str, str]:
+    """The name of each annotation's image, without its folder: two files may have other ones."""
+    names = {image["id"]: Path(image_file(image)).name for image in coco["images"]}
+    return {ann["id"]: names[ann["image_id"]] for ann in coco["annotations"]}
 
 
 @METRICS.register_module()

@@ -15,7 +15,7 @@ from pycocotools import mask as mask_utils
 
 from mal_mmdet.progress import track
 
-from .coco_file import find_problems, image_file, read_coco, write_json
+from .coco_file import find_problems, image_file, read_coco, refuse_input, write_json
 from .images import read_image
 from .label_writer import complete_annotation, encode_mask
 from .paste import pixel_span
@@ -85,8 +85,10 @@ def label_with_baseline(
         allow_outside: Whether images may lie outside ``img_dir``, see :func:`leaves_folder`.
 
     Raises:
-        ValueError: An annotation cannot be used, or an image cannot be read.
+        ValueError: An annotation cannot be used, an image cannot be read, or ``out_file`` is
+            ``ann_file``.
     """
+    refuse_input(out_file, ann_file)
     coco = read_coco(ann_file)
     for i, problem in find_problems(coco, allow_outside=allow_outside).items():
         raise ValueError(f"annotations[{i}] of {ann_file}: {problem}")

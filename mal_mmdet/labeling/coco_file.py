@@ -88,9 +88,11 @@ def _read(path: str | Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except FileNotFoundError:
-        raise FileNotFoundError(f"annotation file {path} does not exist") from None
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder; expected a JSON file") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"annotation file {path} is not valid JSON: {error}") from None
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
 
 
 def read_lists(path: str | Path, keys: tuple[str, ...], expected: str) -> dict[str, Any]:
@@ -309,11 +311,13 @@ def write_boxes_only(instances: str | Path, boxes: str | Path) -> None:
 
     Args:
         instances: COCO file.
-        boxes: COCO file to write; may be the same.
+        boxes: COCO file to write.
 
     Raises:
-        FileNotFoundError, ValueError: As :func:`read_coco`.
+        FileNotFoundError: As :func:`read_coco`.
+        ValueError: As :func:`read_coco`, or both are the same file.
     """
+    refuse_input(boxes, instances)
     coco = read_boxes(instances)
 
     def strip(out: ListWriter) -> None:
@@ -343,6 +347,25 @@ def without_nan(content: Any) -> Any:
     if isinstance(content, list):
         return [without_nan(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def refuse_input(out: str | Path, *inputs: str | Path | None) -> None:
+    """Sees to it that nobody's only masks, or boxes, are written over.
+
+    Args:
+        out: File to write.
+        inputs: Files that are read for it.
+
+    Raises:
+        ValueError: It is one of them, or a folder.
+    """
+    if Path(out).is_dir():
+        raise ValueError(f"{out} is a folder; expected the name of a file to write")
+    for name in inputs:
+        if name and Path(out).exists() and Path(name).exists() and Path(out).samefile(name):
+            raise ValueError(
+                f"{out} is also read, and what it holds would be lost: write to another file"
+            )
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def read_yolo(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Ite
     """
     if not classes:
         raise ValueError(
-            "YOLO's files number the classes; give their names in order, or data.yaml, as classes"
+            "YOLO's files number the classes; give their names in order, or data.yaml, by --classes"
         )
     for path in _files(source, ".txt"):
         if path.name == "classes.txt":
@@ -342,7 +342,8 @@ def _find_image(img_dir: Path, stem: Path, where: Path) -> str:
                 return name
     raise FileNotFoundError(
         f"{where}: no image {img_dir / stem}.* with one of the endings {', '.join(IMAGE_ENDINGS)}; "
-        "name the folder of the images with --img-dir"
+        "name the folder of the images with --img-dir; below it, images lie as their boxes' files "
+        "do below the source"
     )
 
 

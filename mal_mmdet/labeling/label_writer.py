@@ -229,6 +229,13 @@ class LabelWriter(BaseMetric):
                 "the same command with --resume"
             )
         counts = self.compute_metrics([])
+        if self.min_quality:
+            became = dict(keep="kept", ignore="marked as crowd", drop="left out")
+            print_log(
+                f"{counts['low_quality']} masks have a mask_quality under {self.min_quality} and "
+                f"are {became[self.low_quality]}",
+                logger="current",
+            )
         if failed:
             print_log(
                 f"{len(failed)} images could not be used. When they are mended, the same command "

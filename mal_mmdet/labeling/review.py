@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mal_mmdet.progress import track
 
-from .coco_file import read_boxes, read_json, replacing
+from .coco_file import read_boxes, read_json, refuse_input, replacing
 from .json_stream import ListWriter, write_around
 from .shards import sha256
 
@@ -85,9 +85,10 @@ def apply_review(
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Unknown treatment, see also :func:`read_decisions`; or an id is not in the
-            label file. Nothing is written then.
+        ValueError: Unknown treatment, see also :func:`read_decisions`; an id is not in the
+            label file; or ``out_file`` is one of the others. Nothing is written then.
     """
+    refuse_input(out_file, label_file, decision_file)
     if rejected not in REJECTED:
         raise ValueError(f"rejected is {rejected!r}, expected one of {REJECTED}")
     coco = read_boxes(label_file)

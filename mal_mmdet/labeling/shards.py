@@ -150,10 +150,11 @@ class LabelShards:
     def interrupted(self, error: OSError) -> OSError:
         """The same error, with what to do about it."""
         first = "make room" if error.errno in NO_ROOM else "mend that"
+        where = f" ({error.filename})" if error.filename else ""
         return OSError(
             error.errno,
-            f"{error}: labels cannot be written. What is finished stays in {self.folder}; "
-            f"{first}, then run the same command with --resume",
+            f"{error.strerror or error}{where}: labels cannot be written. What is finished stays "
+            f"in {self.folder}; {first}, then run the same command with --resume",
         )
 
     def finished_samples(self) -> set[int]:

@@ -177,7 +177,7 @@ def test_the_part_of_a_concatenation_that_reads_instances_is_replaced(demo):
     swapped(demo, cfg)
     assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 2 * 8
     cfg.train_dataloader.dataset = ConfigDict(type="ConcatDataset", datasets=[text, text])
-    with pytest.raises(ValueError, match="data set is a ODVGDataset; a label file needs one"):
+    with pytest.raises(ValueError, match="data set is a ODVGDataset; a label file takes"):
         swapped(demo, cfg)
 
 

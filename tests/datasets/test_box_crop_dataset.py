@@ -166,7 +166,7 @@ def test_sampler_seeds_differ_by_epoch_and_index(configs):
     assert not set(dict(sampler).values()) & set(first.values())
 
 
-def test_small_and_crowd_boxes_are_left_out_of_training(configs, demo, tmp_path):
+def test_small_and_crowd_boxes_are_left_out_of_training(configs, demo, tmp_path, monkeypatch):
     coco = read_coco(demo / "boxes_train.json")
     coco["annotations"][0]["iscrowd"] = 1
     coco["annotations"][1]["bbox"][2:] = [2, 60]
@@ -176,7 +176,13 @@ def test_small_and_crowd_boxes_are_left_out_of_training(configs, demo, tmp_path)
     train.dataset.ann_file = test.dataset.ann_file = str(path)
     areas = [a["bbox"][2] * a["bbox"][3] for a in coco["annotations"][2:]]
     train.update(min_area=3000, min_side=2)
-    assert len(DATASETS.build(train)) == sum(area > 3000 for area in areas)
+    texts = []
+    monkeypatch.setattr(
+        "mal_mmdet.datasets.box_crop_dataset.print_log", lambda text, logger: texts.append(text)
+    )
+    expected = sum(area > 3000 for area in areas)
+    assert len(DATASETS.build(train)) == expected
+    assert f"{expected} of {len(areas) + 1} boxes are used: those with an area over" in texts[0]
     # Labeling leaves out nothing but the crowd.
     assert DATASETS.build(test).num_boxes == len(coco["annotations"]) - 1
 

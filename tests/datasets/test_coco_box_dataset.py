@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import logging
+import re
 
 import pytest
 from mmdet.registry import DATASETS
@@ -47,6 +48,31 @@ def test_says_which_annotations_it_leaves_out(demo, tmp_path, monkeypatch):
     assert "1 of" in text and str(path) in text
     kept = sum(len(dataset.get_data_info(k)["instances"]) for k in range(len(dataset)))
     assert kept == len(coco["annotations"]) - 1
+
+
+@pytest.mark.parametrize(
+    "convert, words",
+    [
+        (lambda x, y, w, h: [x, y, x + w, y + h], r"\d+ of \d+ boxes reach out .* as corners"),
+        (lambda x, y, w, h: [x / 192, y / 192, w / 192, h / 192], "as fractions of an image"),
+        (lambda x, y, w, h: [x, y, w, h], None),
+    ],
+)
+def test_boxes_that_may_be_no_cocos(demo, tmp_path, monkeypatch, convert, words):
+    coco = read_coco(demo / "boxes_train.json")
+    for ann in coco["annotations"]:
+        ann["bbox"] = convert(*ann["bbox"])
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(coco))
+    texts = []
+    monkeypatch.setattr(
+        "mal_mmdet.datasets.coco_box_dataset.print_log",
+        lambda text, logger, level: texts.append(text),
+    )
+    build(path)
+    doubts = [text for text in texts if "Expected are x, y, width and height" in text]
+    assert len(doubts) == (words is not None)
+    assert not words or re.search(words, doubts[0])
 
 
 def test_the_last_parts_of_a_file_name(demo, tmp_path):

@@ -169,6 +169,13 @@ def test_metric_and_files_agree(tmp_path):
     (tmp_path / "pred.json").write_text(json.dumps(pred))
     figures = evaluate_label_files(tmp_path / "pred.json", tmp_path / "truth.json")
     assert found["mask/miou"] == figures["miou"] == pytest.approx((0.5 + 2000 / 3000) / 3)
+    pred["images"][0]["file_name"] = f"elsewhere/{data['images'][0]['file_name']}"
+    (tmp_path / "pred.json").write_text(json.dumps(pred))
+    assert evaluate_label_files(tmp_path / "pred.json", tmp_path / "truth.json") == figures
+    pred["images"][0]["file_name"] = "another.jpg"
+    (tmp_path / "pred.json").write_text(json.dumps(pred))
+    with pytest.raises(ValueError, match=r"annotation 100 is on another\.jpg in .*do not belong"):
+        evaluate_label_files(tmp_path / "pred.json", tmp_path / "truth.json")
 
 
 @pytest.mark.parametrize("counts", [[5, 1_000_000_000], "0_oo1"])

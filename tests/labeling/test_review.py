@@ -67,9 +67,12 @@ def test_no_decisions_change_nothing(labels, decide, tmp_path):
     assert read_coco(tmp_path / "out.json") == read_coco(labels)
 
 
-def test_a_review_may_replace_its_label_file(labels, decide):
-    apply_review(labels, decide(rejected=[1]), labels)
-    assert [ann["id"] for ann in read_coco(labels)["annotations"]] == [7, "7", 30, 2]
+def test_a_review_does_not_replace_its_label_file(labels, decide):
+    """Nobody could go back on a decision."""
+    before = labels.read_bytes()
+    with pytest.raises(ValueError, match="is also read, and what it holds would be lost"):
+        apply_review(labels, decide(rejected=[1]), labels)
+    assert labels.read_bytes() == before
 
 
 @pytest.mark.parametrize(

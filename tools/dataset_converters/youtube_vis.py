@@ -10,7 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mal_mmdet.labeling import merge_masks, read_coco, read_vis, split_frames, write_json
+from mal_mmdet.labeling import (
+    merge_masks,
+    read_coco,
+    read_vis,
+    refuse_input,
+    split_frames,
+    write_json,
+)
 
 SOME_FAILED = 3
 
@@ -32,6 +39,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    refuse_input(args.out, args.vis, getattr(args, "labels", None))
     vis = read_vis(args.vis)
     if args.command == "split":
         write_json(args.out, split_frames(vis))
