@@ -179,6 +179,7 @@ CONFIG = "configs/mal/mal_vit-demo_1xb16_demo.py"
         (f"python tools/train.py {CONFIG} --cfg-options param_scheduler.2.end=1", "list ends"),
         ("python tools/train.py mmdet::no/config.py", "no/config.py"),
         (f"bash tools/dist_train.sh {CONFIG}", "Usage: bash tools/dist_train.sh"),
+        (f"bash tools/dist_train.sh {CONFIG} --resume", "Usage: bash tools/dist_train.sh"),
         (f"bash tools/dist_train.sh {CONFIG} 8 --no-option", "unrecognized arguments"),
         (f"bash tools/slurm_train.sh part job {CONFIG} work --no-option", "unrecognized arguments"),
         ("bash tools/quickstart.sh --no-option", "unknown option --no-option"),

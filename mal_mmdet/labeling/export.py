@@ -35,7 +35,8 @@ def to_yolo(coco: dict[str, Any]) -> Files:
         coco: Label file that :func:`check_labels` accepts.
     """
     names = [str(category["name"]) for category in coco["categories"]]
-    data = dict(path=".", train="images", val="images", names=dict(enumerate(names)))
+    # Without a path Ultralytics looks beside this file, with a relative one where it was started.
+    data = dict(train="images", val="images", names=dict(enumerate(names)))
     yield "data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
     classes = {category["id"]: i for i, category in enumerate(coco["categories"])}
     for image, anns in _by_image(coco):

@@ -82,6 +82,7 @@ def test_yolo(tmp_path):
     assert export_labels("yolo", labels(), tmp_path) == 1
     data = yaml.safe_load((tmp_path / "data.yaml").read_text())
     assert data["names"] == {0: "dog: brown", 1: '"cat" <x>'} and data["train"] == "images"
+    assert "path" not in data
     found = {}
     for path in (tmp_path / "labels").rglob("*.txt"):
         name = path.relative_to(tmp_path / "labels").with_suffix("").as_posix()
