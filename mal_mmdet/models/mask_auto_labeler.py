@@ -40,6 +40,9 @@ class MaskAutoLabeler(BaseModel):
             is; without pretrained weights the student may learn a corner of the crop for it.
             Whoever looks into the mirror looks into the other corner, so that the CRF loss, which
             follows what both agree on, takes it away.
+        mirror_student: Whether the student learns by its mean probability on the crop and the
+            mirrored crop (not in the paper), as ``flip_test`` predicts: it cannot satisfy a row by
+            what is then averaged away. Takes another forward and backward pass.
         label_source: Whose logits make the labels: ``'student'``, ``'teacher'`` or ``'both'``
             (their mean).
         flip_test: Whether to average the logits with those of the mirrored crop.
@@ -63,6 +66,7 @@ class MaskAutoLabeler(BaseModel):
         crf_loss: dict,
         data_preprocessor: dict,
         mirror_teacher: bool = False,
+        mirror_student: bool = False,
         label_source: str = "student",
         flip_test: bool = False,
         thresholds: float | Sequence[float] = 0.1,
@@ -82,6 +86,7 @@ class MaskAutoLabeler(BaseModel):
         self.mil_loss = MODELS.build(mil_loss)
         self.crf_loss = MODELS.build(crf_loss)
         self.mirror_teacher = mirror_teacher
+        self.mirror_student = mirror_student
         self.label_source = label_source
         self.flip_test = flip_test
         self.thresholds = thresholds
@@ -162,6 +167,8 @@ class MaskAutoLabeler(BaseModel):
         student_view = inputs["student"]
         areas = _gather(data_samples, "areas")
         logits = self.student(student_view, areas)
+        if self.mirror_student:
+            mirrored_logits = self.student(student_view.flip(3), areas).flip(2)
         with torch.no_grad():
             if self.mirror_teacher:
                 teacher_logits = self.teacher(inputs["teacher"].flip(3), areas).flip(2)
@@ -170,6 +177,8 @@ class MaskAutoLabeler(BaseModel):
 
         with torch.autocast(logits.device.type, enabled=False):
             probs, teacher_probs = logits.float().sigmoid(), teacher_logits.float().sigmoid()
+            if self.mirror_student:
+                probs = (probs + mirrored_logits.float().sigmoid()) / 2
             size = probs.shape[1:]
             bboxes = _gather(data_samples, "bboxes")
             bboxes = bboxes * (bboxes.new_tensor(size[::-1]).tile(2) / student_view.shape[-1])

@@ -98,6 +98,21 @@ def test_a_teacher_in_the_mirror_sees_the_same_places(model, monkeypatch):
     assert (turned_back - straight).abs().max() > 1e-4
 
 
+def test_a_mirrored_student_learns_the_mean_of_both_views(model, monkeypatch):
+    inputs, samples = training_batch()
+    seen = []
+    monkeypatch.setattr(model.mil_loss, "forward", lambda *a: seen.append(a) or a[0].sum())
+    model(inputs, samples, mode="loss")
+    model(dict(inputs, student=inputs["student"].flip(3)), samples, mode="loss")
+    model.mirror_student = True
+    losses = model(inputs, samples, mode="loss")
+    (straight, boxes), (turned, _), (mean, same_boxes) = seen
+    torch.testing.assert_close(mean, (straight + turned.flip(2)) / 2)
+    assert torch.equal(boxes, same_boxes) and (mean - straight).abs().max() > 1e-4
+    sum(losses.values()).backward()
+    assert all(p.grad is None for p in model.teacher.parameters())
+
+
 def test_losses_stay_float32_under_amp(model):
     inputs, samples = training_batch()
     with torch.autocast("cpu", torch.bfloat16):
