@@ -8,5 +8,5 @@ cd "$(dirname "$0")/.."
 bash tools/setup_env.sh
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# Most tests are small and use one thread, so two run at a time.
-exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+# Most tests are small and use one thread, so two run at a time; tests/conftest.py orders them.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
