@@ -17,22 +17,20 @@ import mal_mmdet  # noqa: F401
 from mal_mmdet.datasets.demo_dataset import make_demo_dataset
 
 ROOT = Path(__file__).parents[1]
-LAUNCHER = [
-    "NNODES",
-    "NODE_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "PORT",
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-]
-
+LAUNCHER = {"NNODES", "NODE_RANK", "PORT", "MASTER_ADDR", "MASTER_PORT"}
+LAUNCHER |= {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
+FEW_AND_LONG = {"test_training.py", "test_full_disk.py", "test_tutorial.py", "test_soak.py"}
+FEW_AND_LONG |= {"test_distributed.py"}
 
 torch.set_num_threads(1)  # the tests' networks are too small to share
 register_all_modules(init_default_scope=True)
 # A runner formats its config four times, which takes longer than most runs in these tests.
 yapf.yapflib.yapf_api.FormatCode = lambda text, **options: (text, False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files of few and long tests first: such a one at the end would be waited for."""
+    items.sort(key=lambda item: item.path.name not in FEW_AND_LONG)
 
 
 def free_port() -> str:
