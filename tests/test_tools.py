@@ -424,8 +424,8 @@ def test_misspelt_options_are_named(trained, demo, tmp_path, capfd):
     files = demo / "boxes_val.json", demo / "val", tmp_path / "labels.json"
     done = label(trained, *files, "--cfg-options", "test_dataloder.num_workers=1", "compile=False")
     text = done.stdout + done.stderr + "".join(capfd.readouterr())
-    assert "sets test_dataloder, which nothing reads; test_dataloader has" in text
-    assert text.count("which nothing reads") == 1
+    assert "sets test_dataloder, which the config does not have; is test_dataloader meant?" in text
+    assert text.count("which the config does not have") == 1
 
 
 def test_a_file_without_one_usable_box(trained, demo, tmp_path):

@@ -99,7 +99,7 @@ def _warn_of_misspelt(options: dict, cfg: Config) -> None:
     for key in {option.split(".")[0] for option in options} - known:
         for near in difflib.get_close_matches(key, known, n=1, cutoff=0.8):
             print_log(
-                f"--cfg-options sets {key}, which nothing reads; {near} has another name",
+                f"--cfg-options sets {key}, which the config does not have; is {near} meant?",
                 logger="current",
                 level=logging.WARNING,
             )
