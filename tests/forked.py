@@ -30,16 +30,21 @@ SERVER.set_forkserver_preload(
 )
 
 
-def work(cfg, output, environment=None, limit=None):
-    """A training in a child, as tools/train.py --resume runs it."""
-    os.environ.update(environment or {})
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT)
+def begin(output, limit=None):
+    """What a child does first: all that it prints goes to a file; ``limit`` is of any file."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
     register_all_modules(init_default_scope=True)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def work(cfg, output, environment=None, limit=None):
+    """A training in a child, as tools/train.py --resume runs it."""
+    os.environ.update(environment or {})
+    begin(output, limit)
     if environment:
         set_launcher(cfg, "pytorch")
     resume_latest(cfg)

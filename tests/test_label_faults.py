@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import signal
 import subprocess
 import time
@@ -15,7 +14,6 @@ import time
 import pytest
 import torch
 from mmdet.registry import MODELS
-from mmdet.utils import register_all_modules
 from mmengine.fileio import LocalBackend
 
 from mal_mmdet.apis import generate_labels
@@ -31,7 +29,7 @@ from mal_mmdet.labeling import (
     write_json,
 )
 from tests.conftest import tiny_config
-from tests.forked import SERVER
+from tests.forked import SERVER, begin
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +75,7 @@ def kill_worker():
 
 def work(job, out, output, fault, in_merge, limit):
     """A labeling in a child, as tools/generate_labels.py --resume runs it."""
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    torch.set_num_threads(1)
-    register_all_modules(init_default_scope=True)
-    if limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    begin(output, limit)
     where, name = (label_writer.ListWriter, "add") if in_merge else (LabelWriter, "process")
     original, calls = getattr(where, name), []
 
