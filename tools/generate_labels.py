@@ -62,6 +62,14 @@ def parse_args() -> argparse.Namespace:
         help="one threshold, or three for small, medium and large boxes (default: config)",
     )
     parser.add_argument(
+        "--margins",
+        nargs="+",
+        type=float,
+        metavar="M",
+        help="by which share boxes are expanded; several average as many crops of each box, and "
+        "take as many times as long (default: config)",
+    )
+    parser.add_argument(
         "--mask-format",
         choices=MASK_FORMATS,
         default="rle",
@@ -128,6 +136,7 @@ def main() -> int:
             label_source=args.source,
             flip_test=args.flip,
             thresholds=args.thresholds,
+            margins=args.margins,
             predict_dtype=args.dtype,
             detections=args.boxes,
             only_missing=args.only_missing,

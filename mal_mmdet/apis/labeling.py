@@ -38,6 +38,7 @@ def generate_labels(
     label_source: str | None = None,
     flip_test: bool | None = None,
     thresholds: Sequence[float] | None = None,
+    margins: Sequence[float] | None = None,
     predict_dtype: str | None = None,
     detections: str | Path | None = None,
     only_missing: bool = False,
@@ -60,6 +61,8 @@ def generate_labels(
         label_source: Overrides the model's, see :class:`MaskAutoLabeler`.
         flip_test: Likewise.
         thresholds: Likewise.
+        margins: Overrides the test pipeline's, see :class:`ExpandBBox`: several average as many
+            crops of each box.
         predict_dtype: Likewise.
         detections: COCO results file of a detector, whose boxes are labeled in place of the
             annotations; what is written is then a results file too.
@@ -110,6 +113,8 @@ def generate_labels(
         allow_outside=allow_outside,
     )
     loader.batch_size = cfg.model.get("crops_per_batch", 32)
+    if margins:
+        loader.dataset.pipeline[0].margin = list(margins)
     loader.pin_memory = torch.cuda.is_available()
     pipelines = {k: v for k, v in loader.dataset.items() if k != "dataset"}
     pipelines = [pipelines, loader.dataset.dataset.pipeline]
@@ -157,6 +162,7 @@ def _provenance(cfg: Config, weights: str, date: str | None) -> dict:
         label_source=model.get("label_source", "student"),
         flip_test=model.get("flip_test", False),
         thresholds=model.get("thresholds", 0.1),
+        margins=cfg.test_dataloader.dataset.pipeline[0].get("margin"),
     )
     return info | (dict(date=date) if date else {})
 

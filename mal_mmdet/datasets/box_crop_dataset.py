@@ -113,10 +113,11 @@ class BoxCropDataset(Dataset):
                 :class:`SeededSampler` deals them: the sample then depends on nothing else.
 
         Returns:
-            What the pipeline makes of one box; with ``group_by_image``, ``inputs`` (N, 3, S, S)
-            and a ``data_samples`` whose ``gt_instances`` holds N boxes, ``bboxes`` now in the
-            image frame, and whose ``sample_idx`` is the index. An image that cannot be used gives
-            N = 0, and ``failed`` says what is wrong for the index of each of its annotations.
+            What the pipeline makes of one box; with ``group_by_image``, ``inputs`` (N, 3, S, S),
+            or (N, V, 3, S, S) where a box has V crops, and a ``data_samples`` whose
+            ``gt_instances`` holds N boxes, ``bboxes`` now in the image frame, and whose
+            ``sample_idx`` is the index. An image that cannot be used gives N = 0, and ``failed``
+            says what is wrong for the index of each of its annotations.
 
         Raises:
             RuntimeError: The image of a training box cannot be read, not at a second attempt

@@ -34,13 +34,13 @@ class CropDataPreprocessor(BaseDataPreprocessor):
             data: ``inputs`` and ``data_samples``; for training dicts, the inputs of the
                 ``student`` and the ``teacher`` view with a list of uint8 crops (3, S, S) each, the
                 samples of the ``student``; for prediction lists of one uint8 stack (N, 3, S, S)
-                per image.
+                per image, or (N, V, 3, S, S) of V crops a box.
             training: Whether the batch is for training.
 
         Returns:
-            ``inputs``: float crops, (B, 3, S, S) for each view in training, (ΣN, 3, S, S) for
-            prediction. ``data_samples``: a list per crop in training, per image otherwise, on the
-            CPU: nobody has to wait for a GPU to know what is to be done.
+            ``inputs``: float crops, (B, 3, S, S) for each view in training, (ΣN, 3, S, S) or
+            (ΣN, V, 3, S, S) for prediction. ``data_samples``: a list per crop in training, per
+            image otherwise, on the CPU: nobody has to wait for a GPU to know what is to be done.
         """
         inputs, data_samples = self.cast_data(data["inputs"]), data["data_samples"]
         if training:
@@ -51,5 +51,5 @@ class CropDataPreprocessor(BaseDataPreprocessor):
 
     def _normalise(self, crops: Tensor) -> Tensor:
         if self.bgr_to_rgb:
-            crops = crops.flip(1)
+            crops = crops.flip(-3)
         return torch.sub(crops, self.mean).div_(self.std)  # no float copy in between

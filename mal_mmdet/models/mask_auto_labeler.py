@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 from mal_mmdet.labeling import mask_quality, paste_mask, threshold_for_area
-from mal_mmdet.structures import box_masks
+from mal_mmdet.structures import box_masks, resample_maps
 
 LABEL_SOURCES = ("student", "teacher", "both")
 HALF_LIMIT = torch.finfo(torch.float16).max
@@ -196,9 +196,11 @@ class MaskAutoLabeler(BaseModel):
         """A mask for every box, in the image frame.
 
         Args:
-            inputs: Normalised crops of all images of the batch, shape (ΣN, 3, S, S).
+            inputs: Normalised crops of all images of the batch, shape (ΣN, 3, S, S), or
+                (ΣN, V, 3, S, S): V crops of each box, by which masks are averaged.
             data_samples: One per image; ``gt_instances`` holds N ``crop_bboxes``,
-                ``ori_bboxes``, ``areas`` and ``labels``, all in the image frame.
+                ``ori_bboxes``, ``areas`` and ``labels``, all in the image frame, and of V crops
+                their ``view_bboxes`` (N, V, 4), the first of which are ``crop_bboxes``.
 
         Returns:
             The data samples, with ``pred_instances``: ``bboxes`` (N, 4), ``labels`` (N,),
@@ -245,9 +247,11 @@ class MaskAutoLabeler(BaseModel):
         fields: dict[str, Tensor] = {}
         for start in range(0, len(inputs), self.crops_per_batch):
             part = slice(start, start + self.crops_per_batch)
-            crop = inputs[part]
-            views = self.view_logits(crop, areas[part])
-            views = views.clamp(-HALF_LIMIT, HALF_LIMIT)  # infinities would interpolate to NaN
+            if inputs.ndim == 4:
+                crop, views = inputs[part], self.view_logits(inputs[part], areas[part])
+            else:
+                crop, frames = inputs[part, 0], _gather(data_samples, "view_bboxes")[part]
+                views = self._logits_of_crops(inputs[part], areas[part], frames)
             cells = boxes[part] * boxes.new_tensor(views.shape[:1:-1]).tile(2)
             cells = cells.to(crop.device, non_blocking=True)
             limits = thresholds[part].to(crop.device, non_blocking=True)
@@ -266,6 +270,15 @@ class MaskAutoLabeler(BaseModel):
                 fields[key][part].copy_(value, non_blocking=crop.is_cuda)
         return fields | dict(thresholds=thresholds)
 
+    def _logits_of_crops(self, crops: Tensor, areas: Tensor, frames: Tensor) -> Tensor:
+        """:meth:`view_logits` of V crops of each box, (B, V, 3, S, S), all in the first's frame."""
+        frames = frames.to(crops.device, non_blocking=True)
+        views = [
+            resample_maps(self.view_logits(crop, areas), frame, frames[:, 0])
+            for crop, frame in zip(crops.unbind(1), frames.unbind(1))
+        ]
+        return torch.cat(views)
+
     def _dtype(self) -> torch.dtype:
         return next(self.student.parameters()).dtype
 
@@ -283,7 +296,7 @@ class MaskAutoLabeler(BaseModel):
             areas: Of the boxes, in image pixels, (B,).
 
         Returns:
-            float32, (V, B, 4h, 4w): V networks, and as many again with ``flip_test``.
+            float32, finite, (V, B, 4h, 4w): V networks, and as many again with ``flip_test``.
         """
         networks = dict(student=[self.student], teacher=[self.teacher]).get(
             self.label_source, [self.student, self.teacher]
@@ -294,7 +307,8 @@ class MaskAutoLabeler(BaseModel):
             logits = [network.predict(crops, areas) for network in networks]
             if self.flip_test:
                 logits += [network.predict(crops.flip(3), areas).flip(2) for network in networks]
-        return torch.stack(logits).float()
+        # Infinities of half precision would interpolate to NaN.
+        return torch.stack(logits).float().clamp(-HALF_LIMIT, HALF_LIMIT)
 
     def _to_image(self, pred: InstanceData, sample: DetDataSample) -> InstanceData:
         instances = sample.gt_instances.cpu()

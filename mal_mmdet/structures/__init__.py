@@ -6,6 +6,7 @@ from .crop_geometry import (
     box_masks,
     crop_and_resize,
     expand_bbox,
+    resample_maps,
     span_coverage,
 )
 
@@ -16,5 +17,6 @@ __all__ = [
     "box_masks",
     "crop_and_resize",
     "expand_bbox",
+    "resample_maps",
     "span_coverage",
 ]

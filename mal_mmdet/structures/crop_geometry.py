@@ -97,6 +97,32 @@ def bbox_to_crop(bbox: np.ndarray, crop_bbox: np.ndarray, size: int) -> np.ndarr
     return (corners * scale).reshape(4).astype(np.float32)
 
 
+def resample_maps(maps: Tensor, from_bboxes: Tensor, to_bboxes: Tensor) -> Tensor:
+    """What maps of some crops look like in the frames of other crops of the same boxes.
+
+    Bilinear between the centres of cells; beyond the outermost ones a map goes on as it ends.
+
+    Args:
+        maps: Floating, shape (K, N, h, w): K maps of each crop.
+        from_bboxes: Their crops, shape (N, 4), image frame.
+        to_bboxes: The other crops, likewise.
+
+    Returns:
+        Shape (K, N, h, w).
+    """
+    origin, extent = from_bboxes[:, :2], from_bboxes[:, 2:] - from_bboxes[:, :2]
+    corners = (to_bboxes - origin.tile(2)) / extent.tile(2)  # the source is 1 × 1
+    places = []
+    for axis, length in ((0, maps.shape[3]), (1, maps.shape[2])):
+        low, high = corners[:, axis, None], corners[:, axis + 2, None]
+        centres = (torch.arange(length, device=maps.device) + 0.5) / length
+        places.append(2 * (low + (high - low) * centres) - 1)  # the source is from −1 to 1
+    x, y = (places[0][:, None, :], places[1][:, :, None])
+    grid = torch.stack(torch.broadcast_tensors(x, y), 3).to(maps)
+    options = dict(mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(maps.transpose(0, 1), grid, **options).transpose(0, 1)
+
+
 def box_masks(bboxes: Tensor, size: tuple[int, int]) -> Tensor:
     """The share of every mask cell that a box covers: the target ``t`` of both losses.
 

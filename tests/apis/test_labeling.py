@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labeling as a whole: what it writes, and that nothing it has done is lost."""
 
+import copy
 import json
 import os
 import random
@@ -249,6 +250,20 @@ def test_provenance(job, tmp_path):
     assert info["config"] == "mal_vit-demo_1xb16_demo"
     assert info["thresholds"] == [0.4] and info["label_source"] == "both"
     assert len(info["weights_sha256"]) == 64
+
+
+def test_several_margins_are_labeled_alike_by_the_config_and_by_the_option(
+    job, undisturbed, tmp_path
+):
+    cfg, *others = job
+    option, config = tmp_path / "option.json", tmp_path / "config.json"
+    assert generate_labels(*job, option, date="2020-02-02", margins=[0.3, 0.1]) == 0
+    cfg = copy.deepcopy(cfg)
+    cfg.test_dataloader.dataset.pipeline[0].margin = [0.3, 0.1]
+    assert generate_labels(cfg, *others, config, date="2020-02-02") == 0
+    assert option.read_bytes() == config.read_bytes() != undisturbed
+    assert read_coco(option)["info"]["mal_mmdet"]["margins"] == [0.3, 0.1]
+    assert json.loads(undisturbed)["info"]["mal_mmdet"]["margins"] == 0.3
 
 
 def test_only_missing_keeps_human_masks(job, demo, undisturbed, tmp_path):

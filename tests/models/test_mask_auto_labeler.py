@@ -170,6 +170,44 @@ def test_predictions_without_masks_hold_what_masks_are_made_of(model):
     assert float(pasted.pred_instances.scores) == pytest.approx(window.score)
 
 
+def test_crops_of_several_margins_are_averaged_in_the_frame_of_the_first(model, monkeypatch):
+    """A network that sees the object in every crop sees it at one place of the image."""
+    frames = torch.tensor([[[8, 6, 32, 44], [4, 0, 36, 50], [10, 10, 30, 40]]])
+    seen = []
+
+    def logits_of(crops, areas):
+        x0, y0, x1, y1 = frames[0, len(seen)].tolist()
+        seen.append(crops)
+        x = torch.linspace(x0, x1, 65)[:-1] + (x1 - x0) / 128
+        y = torch.linspace(y0, y1, 65)[:-1] + (y1 - y0) / 128
+        inside = (x[None, :] > 16) & (x[None, :] < 26) & (y[:, None] > 20)
+        return torch.where(inside, 9.0, -9.0)[None, None]
+
+    monkeypatch.setattr(model, "view_logits", logits_of)
+    sample = image_sample([[10, 10, 30, 40]], [[8, 6, 32, 44]])
+    sample.gt_instances.view_bboxes = frames
+    crops = torch.randn(1, 3, 3, SIZE, SIZE)
+    model.thresholds = 0.5
+    (result,) = model(crops, [sample], mode="predict")
+    assert all(torch.equal(crop, crops[:, i]) for i, crop in enumerate(seen)) and len(seen) == 3
+    expected = torch.zeros(50, 60, dtype=torch.bool)
+    expected[20:40, 16:26] = True
+    assert (result.pred_instances.masks[0] ^ expected).sum() <= 20  # of a border of 50
+    assert result.pred_instances.crop_bboxes.tolist() == [[8, 6, 32, 44]]
+
+
+def test_several_equal_crops_predict_what_one_predicts(model):
+    boxes, crops = [[10, 10, 30, 40], [2, 3, 50, 45]], [[8, 6, 32, 44], [0, 0, 52, 48]]
+    one, three = image_sample(boxes, crops), image_sample(boxes, crops)
+    three.gt_instances.view_bboxes = three.gt_instances.crop_bboxes[:, None].repeat(1, 3, 1)
+    inputs = torch.randn(2, 3, SIZE, SIZE)
+    model.crops_per_batch = 1
+    (one,) = model(inputs, [one], mode="predict")
+    (three,) = model(inputs[:, None].repeat(1, 3, 1, 1, 1), [three], mode="predict")
+    for key in ("mask_probs", "mask_quality", "scores"):
+        torch.testing.assert_close(one.pred_instances[key], three.pred_instances[key])
+
+
 def test_what_lies_outside_the_image_is_not_judged(model, monkeypatch):
     """The box goes on to the left of the image, where there is nothing to have a mask of."""
     logits = torch.randn(16, 16)

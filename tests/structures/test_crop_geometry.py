@@ -12,6 +12,7 @@ from mal_mmdet.structures import (
     box_masks,
     crop_and_resize,
     expand_bbox,
+    resample_maps,
 )
 from mal_mmdet.structures.crop_geometry import BORDERS
 
@@ -116,6 +117,29 @@ def test_a_crop_mask_comes_back_within_a_pixel(bbox):
 
     assert (out.numpy() <= ellipse(1)).all()
     assert (ellipse(-1) <= out.numpy()).all()
+
+
+def test_resampled_maps_against_interpolation_at_each_cell():
+    maps = torch.rand(2, 3, 5, 7)
+    frames = torch.tensor([[0, 0, 14, 10], [3, 2, 20, 30], [-4, 5, 10, 25]])
+    others = torch.tensor([[2, 1, 12, 9], [-2, -4, 25, 36], [-4, 5, 10, 25]])
+    found = resample_maps(maps, frames, others)
+    assert found.shape == maps.shape
+    for k, n, i, j in np.ndindex(*maps.shape):
+        cell = []
+        for axis, place, length in ((1, i, 5), (0, j, 7)):
+            (low, high), (start, stop) = frames[n, axis::2].tolist(), others[n, axis::2].tolist()
+            at = start + (place + 0.5) * (stop - start) / length  # in the image
+            cell.append(np.clip((at - low) / (high - low) * length - 0.5, 0, length - 1))
+        (y, x), (top, left) = cell, (int(c) for c in cell)
+        bottom, right = min(top + 1, 4), min(left + 1, 6)
+        rows = [
+            maps[k, n, row, left] * (left + 1 - x) + maps[k, n, row, right] * (x - left)
+            for row in (top, bottom)
+        ]
+        expected = rows[0] * (top + 1 - y) + rows[1] * (y - top)
+        assert float(found[k, n, i, j]) == pytest.approx(float(expected), abs=1e-5)
+    torch.testing.assert_close(found[:, 2], maps[:, 2])  # the same frame
 
 
 def test_box_masks_against_supersampling():

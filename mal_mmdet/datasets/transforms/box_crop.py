@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
@@ -16,22 +18,33 @@ SAMPLERS = ("paired", "independent")
 class ExpandBBox(BaseTransform):
     """Expands a box by a fixed margin, as labeling does.
 
-    Required keys: ``ori_bbox``. Added keys: ``crop_bbox``.
+    Required keys: ``ori_bbox``. Added keys: ``crop_bbox``, and for several margins
+    ``view_bboxes``, int64, (V, 4).
 
     Args:
-        margin: Every half-extent is multiplied by ``1 + margin``.
+        margin: Every half-extent is multiplied by ``1 + margin``. Several margins make as many
+            crops of the box, for prediction alone: their logits are averaged, and the mask comes
+            in the frame of the first, which is ``crop_bbox``.
+
+    Raises:
+        ValueError: No margin, or one under 0, whose crop would not hold the box.
     """
 
-    def __init__(self, margin: float = 0.3) -> None:
-        self.margin = margin
+    def __init__(self, margin: float | Sequence[float] = 0.3) -> None:
+        self.margins = np.atleast_1d(np.asarray(margin, dtype=np.float64))
+        if self.margins.ndim > 1 or not self.margins.size or not (self.margins >= 0).all():
+            raise ValueError(f"margin is {margin!r}, but must be a number from 0 up, or several")
 
     def transform(self, results: dict) -> dict:
-        results["crop_bbox"] = expand_bbox(results["ori_bbox"], self.sample_margins())
+        views = [expand_bbox(results["ori_bbox"], margins) for margins in self.sample_margins()]
+        results["crop_bbox"] = views[0]
+        if len(views) > 1:
+            results["view_bboxes"] = np.stack(views)
         return results
 
     def sample_margins(self) -> np.ndarray:
-        """Margins of left, top, right and bottom, shape (4,)."""
-        return np.full(4, self.margin)
+        """Margins of left, top, right and bottom for each crop, shape (V, 4)."""
+        return np.tile(self.margins[:, None], 4)
 
 
 @TRANSFORMS.register_module()
@@ -53,11 +66,11 @@ class RandomExpandBBox(ExpandBBox):
         self.sampler = sampler
 
     def sample_margins(self) -> np.ndarray:
-        margins = np.random.uniform(0, self.margin, 4)
+        margins = np.random.uniform(0, self.margins[0], 4)
         if self.sampler == "paired":
             share = np.random.uniform(0, 1, 2)
             margins *= np.concatenate([share, 1 - share])
-        return margins
+        return margins[None]
 
 
 @TRANSFORMS.register_module()
@@ -66,7 +79,8 @@ class CropBBox(BaseTransform):
 
     Required keys: ``img``, ``ori_bbox``, ``crop_bbox``. Changed keys: ``img`` (S × S × 3),
     ``img_shape``, ``gt_bboxes`` (crop frame, clipped to the image, since outside it nothing is
-    foreground whatever fills the pixels).
+    foreground whatever fills the pixels). Where there are ``view_bboxes``, ``other_views`` is
+    added: the crops of all but the first.
 
     Args:
         size: Side S of the crop in pixels.
@@ -81,8 +95,14 @@ class CropBBox(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         crop_bbox = results["crop_bbox"]
-        height, width = results["img"].shape[:2]
-        results["img"] = crop_and_resize(results["img"], crop_bbox, self.size, self.border)
+        img = results["img"]
+        height, width = img.shape[:2]
+        results["img"] = crop_and_resize(img, crop_bbox, self.size, self.border)
+        if "view_bboxes" in results:
+            others = results["view_bboxes"][1:]
+            results["other_views"] = [
+                crop_and_resize(img, view, self.size, self.border) for view in others
+            ]
         results["img_shape"] = (self.size, self.size)
         inside = results["ori_bbox"].clip(0, [width, height, width, height])
         results["gt_bboxes"] = HorizontalBoxes(bbox_to_crop(inside, crop_bbox, self.size)[None])

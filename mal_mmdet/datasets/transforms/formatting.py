@@ -8,16 +8,18 @@ from mmcv.transforms import BaseTransform
 from mmdet.registry import TRANSFORMS
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
+from torch import Tensor
 
 
 @TRANSFORMS.register_module()
 class PackBoxCrop(BaseTransform):
     """Packs one crop for :class:`MaskAutoLabeler`.
 
-    Adds ``inputs``, uint8 of shape (3, S, S), and ``data_samples``, whose ``gt_instances`` holds
-    one box: ``bboxes`` (1, 4) in the crop frame, ``ori_bboxes`` and ``crop_bboxes`` (1, 4) in
-    the image frame, ``areas`` (1,) of the original box in image pixels, ``labels`` (1,), and
-    ``ann_ids``, ``ann_indices`` and ``scores`` where the data set gives them. No masks.
+    Adds ``inputs``, uint8 of shape (3, S, S), or (V, 3, S, S) where a box has V crops, and
+    ``data_samples``, whose ``gt_instances`` holds one box: ``bboxes`` (1, 4) in the crop frame,
+    ``ori_bboxes`` and ``crop_bboxes`` (1, 4) in the image frame, ``areas`` (1,) of the original
+    box in image pixels, ``labels`` (1,), of V crops ``view_bboxes`` (1, V, 4) in the image frame,
+    and ``ann_ids``, ``ann_indices`` and ``scores`` where the data set gives them. No masks.
 
     Args:
         with_box: Whether to add ``data_samples``. Views of a crop share their box, and each of its
@@ -28,7 +30,9 @@ class PackBoxCrop(BaseTransform):
         self.with_box = with_box
 
     def transform(self, results: dict) -> dict:
-        inputs = torch.from_numpy(np.stack(cv2.split(results["img"])))
+        inputs = _to_tensor(results["img"])
+        if "other_views" in results:
+            inputs = torch.stack([inputs, *map(_to_tensor, results["other_views"])])
         if not self.with_box:
             return dict(inputs=inputs)
         instances = InstanceData(
@@ -38,6 +42,8 @@ class PackBoxCrop(BaseTransform):
             areas=torch.tensor([results["area"]]),
             labels=torch.from_numpy(results["gt_bboxes_labels"]),
         )
+        if "view_bboxes" in results:
+            instances.view_bboxes = torch.from_numpy(results["view_bboxes"])[None]
         if "ann_id" in results:
             instances.ann_ids = [results["ann_id"]]
             instances.ann_indices = torch.tensor([results["ann_index"]])
@@ -47,6 +53,10 @@ class PackBoxCrop(BaseTransform):
         sample = DetDataSample(metainfo={key: results.get(key) for key in keys})
         sample.gt_instances = instances
         return dict(inputs=inputs, data_samples=sample)
+
+
+def _to_tensor(img: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.stack(cv2.split(img)))
 
 
 def empty_instances() -> InstanceData:

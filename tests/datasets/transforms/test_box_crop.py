@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from mmdet.structures.bbox import HorizontalBoxes
 
-from mal_mmdet.datasets import CropBBox, ExpandBBox, RandomExpandBBox
+from mal_mmdet.datasets import CropBBox, ExpandBBox, PackBoxCrop, RandomExpandBBox
 
 
 def results(bbox, height=40, width=50):
@@ -20,11 +20,34 @@ def test_fixed_expansion_multiplies_the_half_extents():
     assert crop.tolist() == [7, 8, 33, 22]  # 20 ± 13, and 15 ± 6.5 rounded outward
 
 
+def test_several_margins_make_the_crops_that_each_makes():
+    img = np.random.randint(0, 256, (40, 50, 3), dtype=np.uint8)
+    data = results([10, 10, 30, 20]) | dict(
+        img=img, area=200.0, gt_bboxes_labels=np.zeros(1, dtype=np.int64)
+    )
+
+    def packed(margin):
+        sample = dict(data)
+        for transform in (ExpandBBox(margin=margin), CropBBox(size=16), PackBoxCrop()):
+            sample = transform(sample)
+        return sample["inputs"], sample["data_samples"].gt_instances
+
+    margins = [0.3, 0.1, 0.6]
+    views, box = packed(margins)
+    alone = [packed(margin) for margin in margins]
+    assert views.shape == (3, 3, 16, 16) and box.view_bboxes.shape == (1, 3, 4)
+    for view, frame, (crop, other) in zip(views, box.view_bboxes[0], alone):
+        assert (view == crop).all() and (frame == other.crop_bboxes[0]).all()
+    assert (box.crop_bboxes == alone[0][1].crop_bboxes).all()
+    assert (box.bboxes == alone[0][1].bboxes).all()
+    assert "view_bboxes" not in alone[0][1]
+
+
 @pytest.mark.parametrize("sampler, largest", [("paired", 1.2), ("independent", 0.4)])
 def test_random_margins(sampler, largest):
     np.random.seed(0)
     transform = RandomExpandBBox(margin=largest, sampler=sampler)
-    margins = np.array([transform.sample_margins() for _ in range(20000)])
+    margins = np.concatenate([transform.sample_margins() for _ in range(20000)])
     assert margins.min() >= 0 and margins.max() <= largest
     # U(0, m) has mean m/2; the shared factor of a pair halves that, and its two sides add up
     # to m at most, where independent sides reach 2m.
@@ -48,3 +71,6 @@ def test_bad_options_are_named():
         RandomExpandBBox(margin=1.2, sampler="both")
     with pytest.raises(ValueError, match=r"'zeros'.*reflect.*wrap"):
         CropBBox(border="zeros")
+    for margin in (-0.1, [0.2, -0.1], [], [[0.2]], float("nan")):
+        with pytest.raises(ValueError, match=r"margin is .* from 0 up, or several"):
+            ExpandBBox(margin=margin)
