@@ -15,6 +15,7 @@ import sys
 import time
 import zipfile
 import zlib
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -340,3 +341,10 @@ def use_boxes(cfg: Config, ann_file: str | Path, img_dir: str | Path) -> None:
         ann_file=str(ann_file),
         data_prefix=dict(img=str(img_dir)),
     )
+
+
+def use_one_crop(cfg: Config) -> None:
+    """Lets the test pipeline of a config of phase 1 make the first of a box's crops alone."""
+    expand = cfg.test_dataloader.dataset.pipeline[0]
+    if isinstance(expand.get("margin"), Sequence):
+        expand.margin = expand.margin[0]
