@@ -16,6 +16,7 @@ from .launch import (
     set_launcher,
     use_boxes,
     use_detections,
+    use_one_crop,
     use_safe_checkpoints,
 )
 from .retention import Row, measure_retention
@@ -41,5 +42,6 @@ __all__ = [
     "use_boxes",
     "use_detections",
     "use_labels",
+    "use_one_crop",
     "use_safe_checkpoints",
 ]

@@ -19,7 +19,7 @@ from mal_mmdet.progress import track
 from mal_mmdet.visualization import arrange, attention_maps, crop_to_image, draw_attention
 from mal_mmdet.visualization.attention_maps import attention_modules, check_layers
 
-from .launch import use_boxes
+from .launch import use_boxes, use_one_crop
 
 ATTENTION_SOURCES = ("student", "teacher")
 
@@ -70,6 +70,7 @@ def draw_attention_maps(
     model.to(get_device()).eval()
 
     use_boxes(cfg, ann_file, img_dir)
+    use_one_crop(cfg)
     cfg.test_dataloader.dataset.group_by_image = False
     dataset = DATASETS.build(cfg.test_dataloader.dataset)
     if ids is None:

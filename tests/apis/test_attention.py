@@ -39,6 +39,13 @@ def test_random_boxes_and_the_teacher(task, tmp_path):
     assert all(s.read_bytes() != t.read_bytes() for s, t in zip(student, teacher))
 
 
+def test_of_several_crops_the_first_is_drawn(task, tmp_path):
+    one = draw_attention_maps(*task, tmp_path / "one", number=1, size=40)
+    task[0].test_dataloader.dataset.pipeline[0].margin = [0.3, 0.1]
+    several = draw_attention_maps(*task, tmp_path / "several", number=1, size=40)
+    assert one[0].read_bytes() == several[0].read_bytes()
+
+
 @pytest.mark.parametrize(
     "options, words",
     [

@@ -33,7 +33,7 @@ from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mal_mmdet.apis import load_weights, use_boxes
+from mal_mmdet.apis import load_weights, use_boxes, use_one_crop
 from mal_mmdet.datasets import BoxCropDataset
 from mal_mmdet.labeling import (
     LabelShards,
@@ -126,6 +126,7 @@ def build(args: argparse.Namespace, folder: Path, boxes: Path) -> tuple[Runner, 
     cfg.merge_from_dict(args.cfg_options or {})
     cfg.work_dir, cfg.log_level = str(folder / "work"), "WARNING"
     use_boxes(cfg, boxes, folder)
+    use_one_crop(cfg)
     cfg.model.update(paste_masks=False, predict_dtype=args.dtype)
     out = folder / "labels.json"
     loader = cfg.test_dataloader
