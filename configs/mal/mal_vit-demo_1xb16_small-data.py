@@ -11,8 +11,8 @@ train_pipeline = [
     dict(type='mmpretrain.Invert', prob=0.5),
     *_base_.train_pipeline[3:]
 ]
-# A small network cuts a box a little otherwise in each crop. The mean of three is better than
-# any, and labels of a small data set are soon made.
+# Each crop of a box gives a slightly different mask with a small network. The mean of three is
+# better than any one, and labels of a small data set are soon made.
 test_pipeline = _base_.test_pipeline
 test_pipeline[0].margin = [0.3, 0.2, 0.4]
 train_dataloader = dict(

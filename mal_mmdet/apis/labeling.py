@@ -113,8 +113,9 @@ def generate_labels(
         allow_outside=allow_outside,
     )
     loader.batch_size = cfg.model.get("crops_per_batch", 32)
-    if margins:
-        loader.dataset.pipeline[0].margin = list(margins)
+    if margins is not None:
+        margin = margins[0] if len(margins) == 1 else list(margins)
+        loader.dataset.pipeline[0].margin = margin
     loader.pin_memory = torch.cuda.is_available()
     pipelines = {k: v for k, v in loader.dataset.items() if k != "dataset"}
     pipelines = [pipelines, loader.dataset.dataset.pipeline]
@@ -162,7 +163,7 @@ def _provenance(cfg: Config, weights: str, date: str | None) -> dict:
         label_source=model.get("label_source", "student"),
         flip_test=model.get("flip_test", False),
         thresholds=model.get("thresholds", 0.1),
-        margins=cfg.test_dataloader.dataset.pipeline[0].get("margin"),
+        margins=cfg.test_dataloader.dataset.pipeline[0].get("margin", 0.3),
     )
     return info | (dict(date=date) if date else {})
 

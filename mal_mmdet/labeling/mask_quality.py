@@ -36,13 +36,13 @@ def mask_quality(view_logits: Tensor, thresholds: Tensor, bboxes: Tensor, images
     the value itself may lie above or below the IoU of a data set as a whole.
 
     Args:
-        view_logits: Floating, (V, B, h, w): of every box, the logits of V ≥ 1 views of the same
-            crop, such as by student, by teacher and of the mirrored crop turned back. The mask is
-            cut from their mean.
+        view_logits: Floating, (V, B, h, w): of every box, the logits of V ≥ 1 views in one
+            frame, such as by student, by teacher, of the mirrored crop turned back and of other
+            crops. The mask is cut from their mean.
         thresholds: Probabilities above which a cell of each mask is foreground, (B,).
         bboxes: (B, 4), in cells of the logits. Only what lies in the box counts as mask.
-        images: The crops, (B, C, H, W), of any size and in any linear scale of colour, since only
-            relations of colours count.
+        images: The crops of that frame, (B, C, H, W), of any size and in any linear scale of
+            colour, since only relations of colours count.
 
     Returns:
         float32, (B,), in [0, 1]: 1 for the best. Without a gradient.

@@ -244,14 +244,17 @@ class MaskAutoLabeler(BaseModel):
         crops = _gather(data_samples, "crop_bboxes")
         origin, extent = crops[:, :2], crops[:, 2:] - crops[:, :2]
         boxes = (boxes - origin.tile(2)) / extent.tile(2)  # the crop is 1 × 1
+        if inputs.ndim == 5:
+            frames = [s.gt_instances.view_bboxes for s in data_samples if len(s.gt_instances)]
+            frames = torch.cat(frames)
         fields: dict[str, Tensor] = {}
         for start in range(0, len(inputs), self.crops_per_batch):
             part = slice(start, start + self.crops_per_batch)
             if inputs.ndim == 4:
                 crop, views = inputs[part], self.view_logits(inputs[part], areas[part])
             else:
-                crop, frames = inputs[part, 0], _gather(data_samples, "view_bboxes")[part]
-                views = self._logits_of_crops(inputs[part], areas[part], frames)
+                crop = inputs[part, 0]
+                views = self._logits_of_crops(inputs[part], areas[part], frames[part])
             cells = boxes[part] * boxes.new_tensor(views.shape[:1:-1]).tile(2)
             cells = cells.to(crop.device, non_blocking=True)
             limits = thresholds[part].to(crop.device, non_blocking=True)
@@ -296,7 +299,7 @@ class MaskAutoLabeler(BaseModel):
             areas: Of the boxes, in image pixels, (B,).
 
         Returns:
-            float32, finite, (V, B, 4h, 4w): V networks, and as many again with ``flip_test``.
+            float32, finite, (K, B, 4h, 4w): K networks, and as many again with ``flip_test``.
         """
         networks = dict(student=[self.student], teacher=[self.teacher]).get(
             self.label_source, [self.student, self.teacher]

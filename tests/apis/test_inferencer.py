@@ -150,7 +150,9 @@ def test_masks_are_arrays_rles_or_tensors_of_the_image(infer, photo):
     json.dumps(rle)
 
 
-def test_images_without_boxes_keep_their_place(infer, photo, demo):
+@pytest.mark.parametrize("margin", [0.3, [0.3, 0.1]])
+def test_images_without_boxes_keep_their_place(infer, photo, demo, margin, monkeypatch):
+    monkeypatch.setitem(infer.cfg.test_dataloader.dataset.pipeline[0], "margin", margin)
     path = next((demo / "val").iterdir())
     boxes = [[], [BOX], np.empty((0, 4)), [BOX], []]
     for batch_size in (1, 3):

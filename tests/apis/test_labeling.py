@@ -261,9 +261,29 @@ def test_several_margins_are_labeled_alike_by_the_config_and_by_the_option(
     cfg = copy.deepcopy(cfg)
     cfg.test_dataloader.dataset.pipeline[0].margin = [0.3, 0.1]
     assert generate_labels(cfg, *others, config, date="2020-02-02") == 0
-    assert option.read_bytes() == config.read_bytes() != undisturbed
-    assert read_coco(option)["info"]["mal_mmdet"]["margins"] == [0.3, 0.1]
-    assert json.loads(undisturbed)["info"]["mal_mmdet"]["margins"] == 0.3
+    assert option.read_bytes() == config.read_bytes()
+    several, one = json.loads(option.read_bytes()), json.loads(undisturbed)
+    assert several["annotations"] != one["annotations"]
+    assert several["info"]["mal_mmdet"]["margins"] == [0.3, 0.1]
+    assert one["info"]["mal_mmdet"]["margins"] == 0.3
+    again = tmp_path / "again.json"
+    assert generate_labels(*job, again, date="2020-02-02", margins=[0.3]) == 0
+    assert again.read_bytes() == undisturbed
+
+
+def test_a_broken_image_costs_its_own_boxes_alone_with_several_margins(job, tmp_path):
+    cfg, checkpoint, boxes, images = job
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    sorted(folder.iterdir())[2].write_bytes(b"no image")
+    whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
+    options = dict(date="2020-02-02", margins=[0.3, 0.1])
+    assert generate_labels(*job, whole, **options) == 0
+    failed = generate_labels(cfg, checkpoint, boxes, folder, broken, **options)
+    expected = {ann["id"]: ann for ann in read_coco(whole)["annotations"]}
+    labeled = read_coco(broken)["annotations"]
+    assert failed > 0 and len(labeled) + failed == len(expected)
+    assert all(ann == expected[ann["id"]] for ann in labeled)
 
 
 def test_only_missing_keeps_human_masks(job, demo, undisturbed, tmp_path):

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 
+from mal_mmdet.datasets.transforms.formatting import empty_instances
 from mal_mmdet.labeling import arrived, mask_window
 from mal_mmdet.models.mask_auto_labeler import warmup_factor
 from tests.conftest import ROOT, tiny_config
@@ -172,7 +173,7 @@ def test_predictions_without_masks_hold_what_masks_are_made_of(model):
 
 def test_crops_of_several_margins_are_averaged_in_the_frame_of_the_first(model, monkeypatch):
     """A network that sees the object in every crop sees it at one place of the image."""
-    frames = torch.tensor([[[8, 6, 32, 44], [4, 0, 36, 50], [10, 10, 30, 40]]])
+    frames = torch.tensor([[[8, 6, 32, 44], [4, 0, 36, 50], [2, -3, 38, 53]]])
     seen = []
 
     def logits_of(crops, areas):
@@ -187,13 +188,37 @@ def test_crops_of_several_margins_are_averaged_in_the_frame_of_the_first(model, 
     sample = image_sample([[10, 10, 30, 40]], [[8, 6, 32, 44]])
     sample.gt_instances.view_bboxes = frames
     crops = torch.randn(1, 3, 3, SIZE, SIZE)
-    model.thresholds = 0.5
+    judged, judge = [], MODULE.mask_quality
+    monkeypatch.setattr(MODULE, "mask_quality", lambda *a: judged.append(a[3]) or judge(*a))
+    model.thresholds, model.return_features = 0.5, True
     (result,) = model(crops, [sample], mode="predict")
+    assert torch.equal(judged[0], crops[:, 0])
+    features = model.student.backbone(crops[:, 0])[-1]
+    torch.testing.assert_close(result.pred_instances.features, features)
     assert all(torch.equal(crop, crops[:, i]) for i, crop in enumerate(seen)) and len(seen) == 3
     expected = torch.zeros(50, 60, dtype=torch.bool)
     expected[20:40, 16:26] = True
     assert (result.pred_instances.masks[0] ^ expected).sum() <= 20  # of a border of 50
     assert result.pred_instances.crop_bboxes.tolist() == [[8, 6, 32, 44]]
+
+
+def test_images_of_several_crops_beside_one_without_boxes(model):
+    samples = [image_sample([[10, 10, 30, 40]], [[8, 6, 32, 44]]) for _ in range(2)]
+    inputs = torch.randn(2, 2, 3, SIZE, SIZE)
+    frames = torch.tensor([[[8, 6, 32, 44], [4, 0, 36, 50]], [[8, 6, 32, 44], [9, 9, 31, 41]]])
+    for sample, frame in zip(samples, frames):
+        sample.gt_instances.view_bboxes = frame[None]
+    alone = [
+        model(inputs[i : i + 1], [sample.clone()], mode="predict")[0]
+        for i, sample in enumerate(samples)
+    ]
+    empty = DetDataSample(gt_instances=empty_instances(), metainfo=dict(ori_shape=(50, 60)))
+    first, none, second = model(inputs, [samples[0], empty, samples[1]], mode="predict")
+    assert len(none.pred_instances) == 0
+    for found, expected in zip((first, second), alone):
+        found, expected = found.pred_instances.mask_probs, expected.pred_instances.mask_probs
+        torch.testing.assert_close(found, expected)
+    assert not torch.allclose(first.pred_instances.mask_probs, second.pred_instances.mask_probs)
 
 
 def test_several_equal_crops_predict_what_one_predicts(model):

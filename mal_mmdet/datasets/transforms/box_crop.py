@@ -27,12 +27,14 @@ class ExpandBBox(BaseTransform):
             in the frame of the first, which is ``crop_bbox``.
 
     Raises:
-        ValueError: No margin, or one under 0, whose crop would not hold the box.
+        ValueError: No margin, or one that is not finite or under 0, where a crop would not hold
+            its box.
     """
 
     def __init__(self, margin: float | Sequence[float] = 0.3) -> None:
         self.margins = np.atleast_1d(np.asarray(margin, dtype=np.float64))
-        if self.margins.ndim > 1 or not self.margins.size or not (self.margins >= 0).all():
+        valid = np.isfinite(self.margins) & (self.margins >= 0)
+        if self.margins.ndim > 1 or not self.margins.size or not valid.all():
             raise ValueError(f"margin is {margin!r}, but must be a number from 0 up, or several")
 
     def transform(self, results: dict) -> dict:
@@ -57,10 +59,15 @@ class RandomExpandBBox(ExpandBBox):
             U(0, m) each and share a factor g ~ U(0, 1), one side takes g of its margin and the
             other 1 − g. ``'independent'``, as in the paper: every side draws from U(0, m) for
             itself, where the paper's θ is 1 + m.
+
+    Raises:
+        ValueError: Unknown sampler, or a margin that is not one number from 0 up.
     """
 
     def __init__(self, margin: float, sampler: str = "paired") -> None:
         super().__init__(margin)
+        if len(self.margins) > 1:
+            raise ValueError(f"margin is {margin!r}, but training takes one number, the largest")
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler is {sampler!r}, but must be one of {SAMPLERS}")
         self.sampler = sampler

@@ -71,6 +71,8 @@ def test_bad_options_are_named():
         RandomExpandBBox(margin=1.2, sampler="both")
     with pytest.raises(ValueError, match=r"'zeros'.*reflect.*wrap"):
         CropBBox(border="zeros")
-    for margin in (-0.1, [0.2, -0.1], [], [[0.2]], float("nan")):
+    for margin in (-0.1, [0.2, -0.1], [], [[0.2]], float("nan"), [float("inf")]):
         with pytest.raises(ValueError, match=r"margin is .* from 0 up, or several"):
             ExpandBBox(margin=margin)
+    with pytest.raises(ValueError, match=r"margin is \[0.2, 1.2\], but training takes one"):
+        RandomExpandBBox(margin=[0.2, 1.2])
