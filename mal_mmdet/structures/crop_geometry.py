@@ -117,7 +117,7 @@ def resample_maps(maps: Tensor, from_bboxes: Tensor, to_bboxes: Tensor) -> Tenso
         low, high = corners[:, axis, None], corners[:, axis + 2, None]
         centres = (torch.arange(length, device=maps.device) + 0.5) / length
         places.append(2 * (low + (high - low) * centres) - 1)  # the source is from −1 to 1
-    x, y = (places[0][:, None, :], places[1][:, :, None])
+    x, y = places[0][:, None, :], places[1][:, :, None]
     grid = torch.stack(torch.broadcast_tensors(x, y), 3).to(maps)
     options = dict(mode="bilinear", padding_mode="border", align_corners=False)
     return F.grid_sample(maps.transpose(0, 1), grid, **options).transpose(0, 1)
