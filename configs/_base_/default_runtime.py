@@ -4,7 +4,7 @@ _base_ = 'mmdet::_base_/default_runtime.py'
 custom_imports = dict(imports=['mal_mmdet'], allow_failed_imports=False)
 # A resumed training deals the same samples as one that was not interrupted.
 randomness = dict(seed=0)
-# Pictures of training crops go to vis_data/vis_image in the work dir. For TensorBoard (pip install
+# Pictures of training crops go to <work dir>/<start>/vis_data/vis_image. For TensorBoard (pip install
 # tensorboard) a config adds: visualizer = dict(
 #     vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
 # or, in place of the files: --cfg-options visualizer.vis_backends.0.type=TensorboardVisBackend
