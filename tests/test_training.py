@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.runner import Runner
 
+from mal_mmdet.engine import MultiTensorMeanTeacherHook
 from mal_mmdet.labeling import read_coco, write_json
 from tests.conftest import ROOT, free_port, tiny_config
 
@@ -112,6 +113,20 @@ def test_teacher_is_the_moving_average_of_the_student(demo, tmp_path):
     torch.testing.assert_close(teacher, expected[-1])
     assert not torch.equal(teacher, initial)
     assert not torch.allclose(teacher, runner.model.student.get_parameter(name))
+
+
+def test_the_teacher_follows_steps_of_the_optimizer(demo, tmp_path, monkeypatch):
+    """Which takes one of two iterations, and the last one, by gradients of both."""
+    options = {"train_cfg.max_epochs": 1, "optim_wrapper.accumulative_counts": 2}
+    moved, before = [], MultiTensorMeanTeacherHook.momentum_update
+
+    def momentum_update(self, model, momentum):
+        moved.append(momentum)
+        before(self, model, momentum)
+
+    monkeypatch.setattr(MultiTensorMeanTeacherHook, "momentum_update", momentum_update)
+    runner = train(tiny_config(demo, tmp_path, **options))
+    assert moved == [1] + [0.004] * -(-runner.iter // 2)  # first of all, the copy
 
 
 def test_resuming_equals_no_interruption(demo, tmp_path):

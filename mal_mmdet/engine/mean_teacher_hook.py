@@ -1,18 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
 from mmdet.engine.hooks import MeanTeacherHook
 from mmdet.registry import HOOKS
-from torch import nn
+from mmengine.runner import Runner
+from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 @HOOKS.register_module()
 class MultiTensorMeanTeacherHook(MeanTeacherHook):
-    """mmdet's ``MeanTeacherHook`` for parameters, all of them in one call.
+    """mmdet's ``MeanTeacherHook``, with all parameters in one call.
 
     The original goes from parameter to parameter, two operations each, which a GPU waits for more
-    than it works on them.
+    than it works on them. Besides, it moves the teacher in every iteration; here that is after
+    every step of the optimizer, which may take several (``accumulative_counts``). And where the
+    student's BatchNorm learns statistics, the teacher has the same: one in evaluation mode would
+    keep those that it began with.
 
     Args:
         momentum: m in (0, 1): ``teacher ← (1 − m) · teacher + m · student`` after every step.
@@ -23,6 +32,10 @@ class MultiTensorMeanTeacherHook(MeanTeacherHook):
         super().__init__(momentum)
         self._model: nn.Module | None = None
 
+    def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        if runner.optim_wrapper.should_update():
+            super().after_train_iter(runner, *args, **kwargs)
+
     def momentum_update(self, model: nn.Module, momentum: float) -> None:
         """Moves the teacher's parameters towards the student's; with ``momentum`` 1, all the way.
 
@@ -32,7 +45,14 @@ class MultiTensorMeanTeacherHook(MeanTeacherHook):
         """
         if self._model is not model:  # to look them up takes longer than a GPU needs for the rest
             self._model = model
-            self._teacher, self._student = (
-                [*network.parameters()] for network in (model.teacher, model.student)
-            )
-        get_ema_multi_avg_fn(1 - momentum)(self._teacher, self._student, None)
+            networks = model.teacher, model.student
+            self._parameters = [[*network.parameters()] for network in networks]
+            self._statistics = [[*_statistics(network)] for network in networks]
+        get_ema_multi_avg_fn(1 - momentum)(*self._parameters, None)
+        for teacher, student in zip(*self._statistics):
+            teacher.copy_(student)
+
+
+def _statistics(network: nn.Module) -> Iterator[Tensor]:
+    norms = (module for module in network.modules() if isinstance(module, _BatchNorm))
+    return itertools.chain.from_iterable(norm.buffers() for norm in norms)

@@ -27,7 +27,8 @@ def test_equals_the_original(momentum):
     for _ in range(3):
         MultiTensorMeanTeacherHook(momentum).momentum_update(model, momentum)
         MeanTeacherHook(momentum).momentum_update(expected, momentum)
-    torch.testing.assert_close(model.state_dict(), expected.state_dict())
+    parameters = dict(expected.named_parameters())
+    torch.testing.assert_close(dict(model.named_parameters()), parameters)
     assert not torch.equal(model.teacher[0].weight, pair().teacher[0].weight)
 
 
@@ -39,6 +40,20 @@ def test_begins_with_a_copy():
         assert torch.equal(value, student[name]), name
     torch.testing.assert_close(dict(model.student.state_dict()), dict(student), rtol=0, atol=0)
     assert all(value.grad_fn is None for value in model.teacher.parameters())
+
+
+def test_statistics_that_the_student_learns():
+    """One momentum later the teacher normalises as the student does."""
+    model = pair()
+    hook = MultiTensorMeanTeacherHook(0.004)
+    hook.momentum_update(model, 1)
+    model.student.train()(torch.randn(8, 3) + 5)
+    hook.momentum_update(model, 0.004)
+    student, teacher = model.student[1], model.teacher[1]
+    assert torch.equal(teacher.running_mean, student.running_mean) and student.running_mean.any()
+    assert torch.equal(teacher.num_batches_tracked, student.num_batches_tracked)
+    student.running_mean.zero_()
+    assert teacher.running_mean.any()  # a copy
 
 
 def test_networks_that_differ():
