@@ -152,6 +152,22 @@ def test_interrupted_again_and_in_the_last_iteration_of_an_epoch(demo, tmp_path,
     assert_resumes_as_undisturbed(cfg, undisturbed)
 
 
+def test_killed_after_a_checkpoint_in_the_middle_of_an_epoch(demo, tmp_path, undisturbed):
+    """Checkpoints that are counted in iterations, in a training that is counted in epochs."""
+    options = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 3}
+    cfg = config(demo, tmp_path / "work", "kill_process", **options)
+    assert train(cfg, tmp_path / "output.txt") == -signal.SIGKILL
+    saved = tmp_path / f"work/iter_{(MIDDLE - 1) // 3 * 3}.pth"
+    assert saved.exists()
+    cfg = config(demo, tmp_path / "work", **options)
+    resume_latest(cfg)
+    assert cfg.load_from == str(saved)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == undisturbed["meta"]["iter"]
+    assert_same(undisturbed["state_dict"], runner.model.state_dict(), "state_dict")
+
+
 def test_a_killed_worker_ends_the_training_with_its_reason(demo, tmp_path, undisturbed):
     workers = {"train_dataloader.num_workers": 2, "train_dataloader.persistent_workers": True}
     cfg = config(demo, tmp_path / "work", "kill_worker", **workers)

@@ -129,7 +129,10 @@ class SafeCheckpointHook(CheckpointHook):
         data_batch: dict | None = None,
         outputs: dict | None = None,
     ) -> None:
+        # Whoever resumes from a checkpoint in mid-epoch has to know where that was.
+        runner.message_hub.update_info(SAMPLES_DONE, self._samples_done(runner, batch_idx + 1) or 0)
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        runner.message_hub.update_info(SAMPLES_DONE, 0)
         if not stop_signals.handling:
             return
         # Ranks get the signal in different iterations and have to agree on one. This waits for
@@ -140,18 +143,26 @@ class SafeCheckpointHook(CheckpointHook):
             self._save_interrupted(runner, batch_idx + 1)
             raise SystemExit(128 + int(number))
 
+    def _samples_done(self, runner: Runner, batches: int) -> int | None:
+        """Samples of this epoch that all ranks have seen; None if none can be left out again."""
+        if not hasattr(runner.train_loop, "run_epoch"):
+            return 0  # there is no epoch to begin in the middle of
+        loader = runner.train_dataloader
+        if not (isinstance(loader.sampler, SeededSampler) and loader.batch_size):
+            return None
+        return self._skipped + batches * loader.batch_size * get_world_size()
+
     def _save_interrupted(self, runner: Runner, batches: int) -> None:
-        loader, by_epoch = runner.train_dataloader, hasattr(runner.train_loop, "run_epoch")
-        if by_epoch and not (isinstance(loader.sampler, SeededSampler) and loader.batch_size):
+        samples = self._samples_done(runner, batches)
+        if samples is None:
             runner.logger.warning(
-                f"stopped in the middle of an epoch whose samples {type(loader.sampler).__name__} "
-                "cannot deal from there: the last checkpoint is the one to resume from"
+                "stopped in the middle of an epoch whose samples "
+                f"{type(runner.train_dataloader.sampler).__name__} cannot deal from there: the "
+                "last checkpoint is the one to resume from"
             )
             return
         check_weights(runner)
-        if by_epoch:
-            samples = self._skipped + batches * loader.batch_size * get_world_size()
-            runner.message_hub.update_info(SAMPLES_DONE, samples)
+        runner.message_hub.update_info(SAMPLES_DONE, samples)
         runner.save_checkpoint(
             self.out_dir,
             INTERRUPTED,
