@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mal_mmdet.evaluation import evaluate_label_files
 from mal_mmdet.evaluation.category_groups import PRESETS
-from mal_mmdet.labeling import without_nan, write_json
+from mal_mmdet.labeling import refuse_input, without_nan, write_json
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,6 +41,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if args.out:
+        refuse_input(args.out, args.pred, args.truth)
     options = dict(classwise=args.classwise, groups=args.groups, boundary=args.boundary)
     figures = evaluate_label_files(args.pred, args.truth, **options)
     columns = ["miou", "boundary_miou"] if args.boundary else ["miou"]

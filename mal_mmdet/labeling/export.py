@@ -175,21 +175,32 @@ def _is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def export_labels(format_name: str, coco: dict[str, Any], out_dir: str | Path) -> int:
+def export_labels(
+    format_name: str, coco: dict[str, Any], out_dir: str | Path, overwrite: bool = False
+) -> int:
     """Writes a label file in another format.
 
     Args:
         format_name: A key of ``EXPORTS``.
         coco: COCO file with masks, see :func:`read_coco`.
         out_dir: Folder to write to.
+        overwrite: Whether files that are there already are replaced.
 
     Returns:
         Number of crowd annotations, which were left out.
 
     Raises:
         ValueError: See :func:`check_labels`; nothing is written then.
+        FileExistsError: A file is there already, and would be lost; nothing is written then.
     """
     check_labels(coco)
+    names = (name for name, _ in EXPORTS[format_name]({**coco, "annotations": []}))
+    for path in (Path(out_dir) / name for name in names):
+        if path.exists() and not overwrite:
+            raise FileExistsError(
+                f"{path} exists, and may hold what you started from: export to a new folder, or "
+                "allow it to be replaced by --overwrite"
+            )
     for name, content in EXPORTS[format_name](coco):
         write_text(Path(out_dir) / name, content)
     return sum(bool(ann.get("iscrowd")) for ann in coco["annotations"])
@@ -201,7 +212,9 @@ def _by_image(coco: dict[str, Any]) -> Iterator[tuple[dict, list[dict]]]:
     for ann in coco["annotations"]:
         if not ann.get("iscrowd"):
             anns[ann["image_id"]].append(ann)
-    for image in track(coco["images"], "converting masks", "images"):
+    for image in track(
+        coco["images"], "converting masks", "images", disable=not coco["annotations"]
+    ):
         yield image, anns[image["id"]]
 
 

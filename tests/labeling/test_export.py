@@ -183,6 +183,21 @@ def test_what_cannot_be_exported(tmp_path, format_name, part, change, words):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "format_name, theirs",
+    [("yolo", "labels/ünï.txt"), ("labelme", "empty.json"), ("cvat", "annotations.xml")],
+)
+def test_what_is_there_is_not_replaced(tmp_path, format_name, theirs):
+    file = tmp_path / theirs
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("theirs")
+    with pytest.raises(FileExistsError, match=rf"{theirs} exists, and may hold what you started"):
+        export_labels(format_name, labels(), tmp_path)
+    assert [p.read_text() for p in tmp_path.rglob("*.*")] == ["theirs"]
+    export_labels(format_name, labels(), tmp_path, overwrite=True)
+    assert file.read_text() != "theirs"
+
+
 def test_a_category_may_be_a_number(tmp_path):
     coco = labels()
     coco["categories"][0]["name"] = 5

@@ -14,10 +14,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("format", choices=EXPORTS, help="format to write")
     parser.add_argument("labels", help="COCO file with masks")
     parser.add_argument("out_dir", help="folder to write to")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     args = parse_args()
-    crowds = export_labels(args.format, read_coco(args.labels), args.out_dir)
+    crowds = export_labels(args.format, read_coco(args.labels), args.out_dir, args.overwrite)
     print(f"labels: {args.out_dir}" + (f" (without {crowds} crowds)" if crowds else ""))

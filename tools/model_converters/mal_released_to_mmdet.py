@@ -8,7 +8,7 @@ import argparse
 
 import torch
 
-from mal_mmdet.labeling import replacing
+from mal_mmdet.labeling import refuse_input, replacing
 from mal_mmdet.models.released_checkpoint import convert_released, load_tensors
 
 
@@ -24,6 +24,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    refuse_input(args.output, args.input)
     try:
         state_dict, found = convert_released(load_tensors(args.input), args.crop_size)
     except (FileNotFoundError, ValueError) as error:
