@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmdet.registry import RUNNERS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
-from mmengine.runner import Runner
 
 from mal_mmdet.engine import ProgressHook
 from mal_mmdet.labeling import without_nan, write_json, write_text
@@ -111,8 +111,11 @@ def run_once(cfg: Config) -> dict[str, float]:
         return json.loads(result_file.read_text())
     use_safe_checkpoints(cfg)
     resume_latest(cfg)
+    # MMEngine keeps visualizers by their names, and with them the folder of the run before.
+    if cfg.get("visualizer"):
+        cfg.visualizer.pop("name", None)
     start = time.monotonic()
-    runner = Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg)
     runner.register_hook(ProgressHook())
     runner.train()
     metrics = runner.test()

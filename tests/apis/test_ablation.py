@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
+import json
 
 import pytest
 from mmengine.config import Config
@@ -66,8 +67,13 @@ def test_the_table_holds_what_the_runs_measured(demo, tmp_path, monkeypatch):
     text = (tmp_path / "out/table.md").read_text()
     assert f"| no-crf | Without the CRF loss. | {rows[2]['miou']:.3f} |" in text
 
+    for row in rows:  # each run has a log of its own
+        (log,) = (tmp_path / "out" / row["name"]).rglob("scalars.json")
+        losses = [json.loads(line) for line in log.read_text().splitlines() if "loss" in line]
+        assert len({entry["step"] for entry in losses}) == len(losses) > 0
+
     # What is done is not done again.
-    monkeypatch.setattr(ablation.Runner, "from_cfg", lambda cfg: pytest.fail("ran again"))
+    monkeypatch.setattr(ablation.RUNNERS, "build", lambda cfg: pytest.fail("ran again"))
     assert run_ablation(changes, tmp_path / "out", base, options) == rows
     with pytest.raises(ValueError, match=r"base holds a run of another config"):
         run_ablation(changes, tmp_path / "out", base, {"train_cfg.max_epochs": 2})

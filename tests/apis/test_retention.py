@@ -183,7 +183,7 @@ def test_an_interrupted_training_goes_on_where_it_was(files, monkeypatch):
         assert cfg.resume and cfg.load_from == str(folder / "epoch_1.pth")
         raise InterruptedError
 
-    monkeypatch.setattr(ablation.Runner, "from_cfg", started)
+    monkeypatch.setattr(ablation.RUNNERS, "build", started)
     options["options"] = OPTIONS | {"load_from": "pretrained.pth"}
     with pytest.raises(InterruptedError):
         measure_retention(rows[:1], val, out, seeds=1, **options)
@@ -192,7 +192,7 @@ def test_an_interrupted_training_goes_on_where_it_was(files, monkeypatch):
 def _only_done(run_once):
     def run(cfg):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mmengine.runner.Runner.from_cfg", lambda cfg: pytest.fail("ran again"))
+            patch.setattr(ablation.RUNNERS, "build", lambda cfg: pytest.fail("ran again"))
             return run_once(cfg)
 
     return run
