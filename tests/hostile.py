@@ -41,6 +41,7 @@ class Labeler:
         self.cfg = cfg
         self.model = MODELS.build(cfg.model)
         self.model.eval()
+        self.model.paste_masks = False  # as in labeling
         self.images = folder / "images"
         (self.images / "sub").mkdir(parents=True)
         rng = np.random.default_rng(0)

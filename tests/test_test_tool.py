@@ -85,6 +85,7 @@ def test_tta_of_a_detector(demo, tmp_path, tool):
     cfg.test_dataloader.dataset.data_root = str(demo)
     cfg.test_evaluator.update(ann_file=str(demo / "instances_val.json"))
     cfg.log_level = "WARNING"
+    cfg.custom_hooks = [dict(type="EMAHook")]  # as RTMDet's configs have
     files = save_untrained(cfg, tmp_path)
     found = {}
     for name, option in dict(plain=[], tta=["--tta"]).items():

@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
-    cfg.load_from = None
+    cfg.load_from, cfg.resume = None, False  # the weights are the checkpoint's, no others
     if args.boxes:
         use_detections(cfg, args.boxes)
     if args.show or args.show_dir:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmdet.apis.det_inferencer import IMG_EXTENSIONS
-from mmdet.registry import DATASETS
+from mmdet.registry import DATASETS, TRANSFORMS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
@@ -41,7 +42,7 @@ from mal_mmdet.labeling import (
 from mal_mmdet.models import MaskAutoLabeler
 from mal_mmdet.progress import track
 
-from .launch import use_boxes
+from .launch import class_of, use_boxes
 
 MASK_FORMATS = ("rle", "array")
 FIELDS = ("bboxes", "labels", "scores", "masks", "mask_quality", "ann_ids")
@@ -375,12 +376,13 @@ class MALInferencer(BaseInferencer):
             raise ValueError(
                 f"the weights are not of the config's network (model.network): {error}"
             ) from error
+        model.cast_networks()
 
     def _init_pipeline(self, cfg: Config | ConfigDict) -> Callable[[dict], dict]:
         """The config's way to load an image, which now takes arrays too."""
-        steps = [dict(step) for step in cfg.test_dataloader.dataset.dataset.pipeline]
+        steps = [ConfigDict(step) for step in cfg.test_dataloader.dataset.dataset.pipeline]
         for step in steps:
-            if step["type"].split(".")[-1] == "LoadImageFromFile":
+            if class_of(step, TRANSFORMS) is LoadImageFromFile:
                 step["type"] = "mmdet.InferencerLoader"
         return Compose(steps)
 

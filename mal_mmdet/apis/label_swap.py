@@ -23,10 +23,12 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.fileio import exists, list_from_file
 
-from mal_mmdet.datasets import MaskQualityDataset
+from mal_mmdet.datasets import BoxCropDataset, MaskQualityDataset
 from mal_mmdet.labeling import has_mask, image_size, read_boxes
 from mal_mmdet.labeling.coco_file import image_problem, is_bbox, is_finite
 from mal_mmdet.progress import track
+
+from .launch import class_of
 
 # Parts of a model whose classes are not the data set's: object or not, stuff, ImageNet's.
 OTHER_CLASSES = {"rpn_head", "semantic_head", "backbone"}
@@ -50,7 +52,7 @@ def use_labels(
 
     Classes are the file's categories, in the file's order, and every head gets their number. The
     config's own validation stays if its classes are the same and its file exists; otherwise
-    training goes without.
+    training goes without, and the test is left as it was, for its pipeline.
 
     Args:
         cfg: An instance segmentation (or box) config whose data set reads COCO files, DSDL or
@@ -101,7 +103,10 @@ def check_labels(cfg: Config) -> None:
         ValueError: Its categories, images or masks are not those that the config needs; says what
             to do.
     """
-    found = [part for part in _parts(cfg.get("train_dataloader")) if _reads_local_coco(part[1])]
+    loader = cfg.get("train_dataloader")
+    if loader and class_of(loader.dataset, DATASETS) is BoxCropDataset:
+        return  # of phase 1, which looks at boxes alone, itself
+    found = [part for part in _parts(loader) if _reads_local_coco(part[1])]
     files = [osp.join(dataset.get("data_root") or "", dataset.ann_file) for _, dataset in found]
     # Of several files that are mixed, one may be without annotations.
     labeled = [read_boxes(file) if len(files) > 1 else _read(file) for file in files]
@@ -126,7 +131,7 @@ def check_labels(cfg: Config) -> None:
 def _reads_local_coco(dataset: ConfigDict) -> bool:
     if "ann_file" not in dataset or "type" not in dataset:
         return False
-    kind = _class_of(dataset)
+    kind = class_of(dataset, DATASETS)
     if kind is None or not issubclass(kind, CocoDataset) or issubclass(kind, CocoPanopticDataset):
         return False
     remote = any("://" in str(dataset.get(key) or "") for key in ("data_root", "ann_file"))
@@ -187,7 +192,7 @@ def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
             dataset = dataset.datasets[0]
         else:
             dataset = dataset.dataset
-    kind = _class_of(dataset)
+    kind = class_of(dataset, DATASETS)
     if kind is None or not issubclass(kind, (CocoDataset, *OTHER_FORMATS)):
         raise ValueError(
             f"the config's data set is a {dataset.type}; a label file takes the place of one that "
@@ -205,7 +210,7 @@ def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
 def _distance(dataset: ConfigDict) -> int:
     """How far a data set is from one that reads COCO's instances: 0 to 2."""
     try:
-        kind = _class_of(innermost_dataset(copy.deepcopy(dataset)))
+        kind = class_of(innermost_dataset(copy.deepcopy(dataset)), DATASETS)
     except ValueError:
         return 2
     return int(issubclass(kind, OTHER_FORMATS))
@@ -265,15 +270,11 @@ def _parts(node: Any, path: str = "") -> Iterator[tuple[str, ConfigDict]]:
         yield from _parts(value, f"{path}.{key}" if path else str(key))
 
 
-def _class_of(dataset: ConfigDict) -> type | None:
-    return dataset.type if isinstance(dataset.type, type) else DATASETS.get(dataset.type)
-
-
 def _classes(dataset: ConfigDict) -> tuple[str, ...]:
     classes = (dataset.get("metainfo") or {}).get("classes")
     if isinstance(classes, str):  # a text file
         classes = list_from_file(classes)
-    return tuple(classes or _class_of(dataset).METAINFO.get("classes") or ())
+    return tuple(classes or class_of(dataset, DATASETS).METAINFO.get("classes") or ())
 
 
 def _folder(dataset: ConfigDict, kind: str) -> str:
@@ -288,7 +289,7 @@ def _swap(
     data_root: str | Path | None,
     img_dir: str | Path | None,
 ) -> None:
-    if issubclass(_class_of(dataset), OTHER_FORMATS):
+    if issubclass(class_of(dataset, DATASETS), OTHER_FORMATS):
         for key in dataset.keys() - COMMON - {"type"}:
             del dataset[key]
         prefix = dataset.get("data_prefix") or {}
@@ -296,7 +297,7 @@ def _swap(
         dataset.type = "CocoDataset"
     if classes != _classes(dataset):
         # A class with classes of its own (LVIS, Cityscapes, ...) also reads its files its own way.
-        if "METAINFO" in vars(_class_of(dataset)):
+        if "METAINFO" in vars(class_of(dataset, DATASETS)):
             dataset.type = "CocoDataset"
         palette = [tuple(map(int, colour)) for colour in get_palette("random", len(classes))]
         dataset.metainfo = dict(classes=classes, palette=palette)
@@ -310,7 +311,7 @@ def _swap(
 def _check_images(
     dataset: ConfigDict, labels: str | Path, coco: dict[str, Any], advice: str
 ) -> None:
-    kind = _class_of(dataset)
+    kind = class_of(dataset, DATASETS)
     by_url = issubclass(kind, LVISV1Dataset)
     if not (by_url or issubclass(kind, MaskQualityDataset)) and (
         kind.load_data_list is not CocoDataset.load_data_list
@@ -518,7 +519,7 @@ def _keep_validation(
     dataset = innermost_dataset(cfg.val_dataloader.dataset)
     root = dataset.get("data_root") or "" if data_root is None else str(data_root)
     path = osp.join(root, dataset.ann_file)
-    if issubclass(_class_of(dataset), DSDLDetDataset):
+    if issubclass(class_of(dataset, DATASETS), DSDLDetDataset):
         reason = f"nobody knows the classes of {path} yet"
     elif classes != _classes(dataset):
         reason = f"{path} has other classes than {train_labels}"
@@ -529,9 +530,9 @@ def _keep_validation(
             _move(cfg, str(data_root))
         return
     print(f"training without validation: {reason}. To validate, give --val-labels")
-    for stage in ("val", "test"):
-        for key in ("dataloader", "evaluator", "cfg"):
-            cfg[f"{stage}_{key}"] = None
+    for key in ("dataloader", "evaluator", "cfg"):
+        cfg[f"val_{key}"] = None
+    # The test stays: it is built only when it runs, and inference takes its pipeline from there.
 
 
 def _move(cfg: Config, data_root: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.metadata
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +22,12 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mal_mmdet.labeling import refuse_input, sha256, shard_folder
+from mal_mmdet.datasets.transforms import ExpandBBox
+from mal_mmdet.labeling import file_sha256, refuse_input, shard_folder
 from mal_mmdet.models import MaskAutoLabeler
 from mal_mmdet.version import __version__
 
-from .launch import load_weights, unwrapped, use_boxes
+from .launch import class_of, expand_step, load_weights, unwrapped, use_boxes
 
 
 def generate_labels(
@@ -51,6 +53,8 @@ def generate_labels(
 
     The same config, weights, boxes, date and device give the same bytes, whatever the number of
     ranks and interruptions. What is finished lies in ``<out_file>.shards`` until the file is whole.
+    Logs, and the config as it ran, go to ``labeling/`` in the config's ``work_dir``, which may be
+    that of the training, or beside ``out_file``.
 
     Args:
         cfg: Config of a trained :class:`MaskAutoLabeler`.
@@ -89,13 +93,14 @@ def generate_labels(
     if not Path(img_dir).is_dir():  # known before hours of labels that fail
         raise FileNotFoundError(f"there is no folder {img_dir} of the images")
     cfg = copy.deepcopy(cfg)
-    kind = MODELS.get(cfg.model.type)
+    kind = class_of(cfg.model, MODELS)
     if not (isinstance(kind, type) and issubclass(kind, MaskAutoLabeler)):
         raise ValueError(
             f"the config's model is a {cfg.model.type}; expected a MaskAutoLabeler, as the configs "
             "in configs/mal/ have"
         )
-    cfg.setdefault("work_dir", str(Path(out_file).parent / "labeling"))
+    # The config is dumped there, and must not take the place of the one that was trained with.
+    cfg.work_dir = str(Path(cfg.get("work_dir") or Path(out_file).parent) / "labeling")
     options = dict(
         label_source=label_source,
         flip_test=flip_test,
@@ -104,7 +109,7 @@ def generate_labels(
     )
     cfg.model.update({key: value for key, value in options.items() if value is not None})
     cfg.model.paste_masks = False
-    cfg.load_from = None
+    cfg.load_from, cfg.resume = None, False  # the weights are ``checkpoint``, no others
     use_boxes(cfg, ann_file, img_dir)
     loader = cfg.test_dataloader
     loader.dataset.dataset.update(
@@ -115,15 +120,15 @@ def generate_labels(
     loader.batch_size = cfg.model.get("crops_per_batch", 32)
     if margins is not None:
         margin = margins[0] if len(margins) == 1 else list(margins)
-        loader.dataset.pipeline[0].margin = margin
+        expand_step(cfg).margin = margin
     loader.pin_memory = torch.cuda.is_available()
     pipelines = {k: v for k, v in loader.dataset.items() if k != "dataset"}
     pipelines = [pipelines, loader.dataset.dataset.pipeline]
-    weights = _sha256(checkpoint)
+    weights = file_sha256(checkpoint)
     fingerprint = dict(
         weights=weights,
-        boxes=_sha256(ann_file),
-        detections=detections and _sha256(detections),
+        boxes=file_sha256(ann_file),
+        detections=detections and file_sha256(detections),
         images=str(Path(img_dir).resolve()),
         config=_hash(
             [cfg.model, pipelines, only_missing, allow_outside, writer_options.get("mask_format")]
@@ -155,15 +160,15 @@ def generate_labels(
 
 
 def _provenance(cfg: Config, weights: str, date: str | None) -> dict:
-    model = cfg.model
+    defaults = inspect.signature(MaskAutoLabeler).parameters
+    options = ("label_source", "flip_test", "thresholds")
+    expand = expand_step(cfg)
     info = dict(
         versions=_versions(),
         config=Path(cfg.filename or "").stem,
         weights_sha256=weights,
-        label_source=model.get("label_source", "student"),
-        flip_test=model.get("flip_test", False),
-        thresholds=model.get("thresholds", 0.1),
-        margins=cfg.test_dataloader.dataset.pipeline[0].get("margin", 0.3),
+        **{key: cfg.model.get(key, defaults[key].default) for key in options},
+        margins=expand.get("margin", inspect.signature(ExpandBBox).parameters["margin"].default),
     )
     return info | (dict(date=date) if date else {})
 
@@ -180,11 +185,3 @@ def _versions() -> dict[str, str]:
 def _hash(content: object) -> str:
     text = json.dumps(content, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sha256(path: str | Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return sha256(file)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist") from None

@@ -18,16 +18,22 @@ import zlib
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmdet.registry import HOOKS, OPTIM_WRAPPERS, TRANSFORMS
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import Registry
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
+from mal_mmdet.datasets.transforms import ExpandBBox
 from mal_mmdet.engine import INTERRUPTED
 from mal_mmdet.models import MaskAutoLabeler
 
@@ -175,6 +181,27 @@ def leave_group() -> None:
     torch.distributed.destroy_process_group()
 
 
+def class_of(part: ConfigDict, registry: Registry) -> Any:
+    """What a part of a config builds: its ``type`` is a name, or in configs in Python the class."""
+    return registry.get(part.type) if isinstance(part.type, str) else part.type
+
+
+def expand_step(cfg: Config) -> ConfigDict:
+    """The step of the test pipeline of a config of phase 1 that expands boxes.
+
+    Raises:
+        ValueError: There is none.
+    """
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    for step in pipeline:
+        if class_of(step, TRANSFORMS) is ExpandBBox:
+            return step
+    raise ValueError(
+        f"test_dataloader.dataset.pipeline has the steps {[str(step.type) for step in pipeline]}; "
+        "expected an ExpandBBox among them, as the configs in configs/mal/ have"
+    )
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """A model without the wrapper that distributed runs put around it."""
     return model.module if is_model_wrapper(model) else model
@@ -193,20 +220,22 @@ def load_weights(runner: Runner, checkpoint: str | Path | None) -> None:
     model = unwrapped(runner.model)
     if checkpoint is None:
         model.init_weights()
-    elif isinstance(model, MaskAutoLabeler):
-        try:
-            load_checkpoint(model, str(checkpoint), map_location="cpu", strict=True)
-        except RuntimeError as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            if len(lines) > 4:
-                lines[4:] = [f"and {len(lines) - 4} more"]
-            text = "\n".join(line if len(line) < 300 else f"{line[:300]} …" for line in lines)
-            raise ValueError(
-                f"{checkpoint} is not a checkpoint of the config's network (model.network), but "
-                f"perhaps of another config: {text}"
-            ) from None
-    else:
-        runner.load_checkpoint(str(checkpoint))
+        return
+    strict = isinstance(model, MaskAutoLabeler)
+    try:
+        # Not by the runner, whose hooks, such as EMAHook, are not ready for it before its test.
+        load_checkpoint(model, str(checkpoint), map_location="cpu", strict=strict)
+    except RuntimeError as error:
+        if not strict:
+            raise
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        if len(lines) > 4:
+            lines[4:] = [f"and {len(lines) - 4} more"]
+        text = "\n".join(line if len(line) < 300 else f"{line[:300]} …" for line in lines)
+        raise ValueError(
+            f"{checkpoint} is not a checkpoint of the config's network (model.network), but "
+            f"perhaps of another config: {text}"
+        ) from None
 
 
 def use_safe_checkpoints(cfg: Config) -> None:
@@ -214,7 +243,7 @@ def use_safe_checkpoints(cfg: Config) -> None:
     cfg.setdefault("default_hooks", {})
     cfg.default_hooks.setdefault("checkpoint", dict(type="CheckpointHook", interval=1))
     hook = cfg.default_hooks.checkpoint
-    if hook and hook.type == "CheckpointHook":
+    if hook and class_of(hook, HOOKS) is CheckpointHook:
         hook.type = "SafeCheckpointHook"
 
 
@@ -302,7 +331,7 @@ def damage(checkpoint: Path) -> str | None:
 
 def full_precision_without_gpu(cfg: Config) -> None:
     """Trains in float32 where there is no GPU, in place: MMEngine's AMP needs one."""
-    if get_device() != "cpu" or cfg.optim_wrapper.type != "AmpOptimWrapper":
+    if get_device() != "cpu" or class_of(cfg.optim_wrapper, OPTIM_WRAPPERS) is not AmpOptimWrapper:
         return
     print("no GPU found: training in float32 instead of mixed precision")
     cfg.optim_wrapper.type = "OptimWrapper"
@@ -345,6 +374,6 @@ def use_boxes(cfg: Config, ann_file: str | Path, img_dir: str | Path) -> None:
 
 def use_one_crop(cfg: Config) -> None:
     """Lets the test pipeline of a config of phase 1 make the first of a box's crops alone."""
-    expand = cfg.test_dataloader.dataset.pipeline[0]
+    expand = expand_step(cfg)
     if isinstance(expand.get("margin"), Sequence):
         expand.margin = expand.margin[0]

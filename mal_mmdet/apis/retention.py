@@ -21,9 +21,8 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from mal_mmdet.evaluation import coco_ap
-from mal_mmdet.labeling import read_coco, without_nan, write_json, write_text
+from mal_mmdet.labeling import file_sha256, read_coco, without_nan, write_json, write_text
 from mal_mmdet.labeling.coco_file import replacing
-from mal_mmdet.labeling.shards import sha256
 from mal_mmdet.progress import track
 
 from .ablation import check_work_dir, run_once
@@ -306,5 +305,4 @@ def _test_at_the_end(cfg: Config, row: Row, val_labels: str | Path) -> None:
     # Part of the settings that a finished run is recognised by: files change under their names.
     cfg.label_files = {}
     for role, path in dict(train=row.labels, val=val_labels).items():
-        with open(path, "rb") as file:
-            cfg.label_files[role] = sha256(file)
+        cfg.label_files[role] = file_sha256(path)

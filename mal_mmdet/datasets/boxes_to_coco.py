@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 from mal_mmdet.labeling import image_size
 from mal_mmdet.progress import track
 
+from .box_crop_dataset import BoxCropDataset
+
 
 def build_training_boxes(cfg: Config) -> Dataset:
     """Builds the data set whose boxes a phase 1 config trains on, before they are cropped.
@@ -22,7 +24,7 @@ def build_training_boxes(cfg: Config) -> Dataset:
         ValueError: The config does not train on boxes.
     """
     dataset = (cfg.get("train_dataloader") or {}).get("dataset", {})
-    if dataset.get("type") != "BoxCropDataset":
+    if dataset.get("type") not in ("BoxCropDataset", BoxCropDataset):
         raise ValueError(
             f"train_dataloader.dataset of {cfg.filename} is of type {dataset.get('type')!r}, "
             "expected 'BoxCropDataset': give a config of phase 1, such as "

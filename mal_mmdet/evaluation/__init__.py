@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from .boundary_iou import boundary_iou
 from .category_groups import COCO_SEMI_STUFF, COCO_THINGS, resolve_groups
-from .clustering_score import ClusteringScoreMetric, clustering_score, mask_on_cells
+from .clustering_score import ClusteringScoreMetric, clustering_score
 from .coco_ap import coco_ap
 from .mask_iou import MaskIoUMetric, evaluate_label_files, evaluate_masks, mean_ious
 from .quality_ranking import measure_quality, rank_quality
@@ -16,7 +16,6 @@ __all__ = [
     "coco_ap",
     "evaluate_label_files",
     "evaluate_masks",
-    "mask_on_cells",
     "mean_ious",
     "measure_quality",
     "rank_quality",

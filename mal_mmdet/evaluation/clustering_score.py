@@ -14,7 +14,7 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from mal_mmdet.labeling import arrived, read_coco
-from mal_mmdet.structures import span_coverage
+from mal_mmdet.structures import mask_on_cells
 
 from .mask_iou import human_rle
 
@@ -49,27 +49,6 @@ def clustering_score(features: Tensor, foreground: Tensor) -> float:
         centre = F.normalize(vectors.mean(1, keepdim=True), dim=0)
         distances.append((F.normalize(vectors, dim=0) - centre).square().sum(0))
     return float(torch.cat(distances).mean())
-
-
-def mask_on_cells(mask: Tensor, crop_bbox: Tensor, size: tuple[int, int]) -> Tensor:
-    """Brings a mask of the image to the cells of a crop's feature map by averaging areas.
-
-    Args:
-        mask: Bool, shape (H, W), image frame. Outside the image there is background.
-        crop_bbox: The part of the image that the map shows, (4,), image frame.
-        size: (h, w) of the map.
-
-    Returns:
-        Bool, shape (h, w): cells of which the mask covers more than half.
-    """
-    x0, y0, x1, y1 = crop_bbox.tolist()
-
-    def shares(start: float, stop: float, cells: int, length: int) -> Tensor:
-        edges = torch.linspace(start, stop, cells + 1, dtype=torch.float64)
-        return span_coverage(edges[:-1], edges[1:], length) * (cells / (stop - start))
-
-    rows, columns = shares(y0, y1, size[0], mask.shape[0]), shares(x0, x1, size[1], mask.shape[1])
-    return rows @ mask.double() @ columns.T > 0.5
 
 
 @METRICS.register_module()

@@ -8,6 +8,7 @@ from .coco_file import (
     image_file,
     read_boxes,
     read_coco,
+    read_image_of,
     read_lists,
     refuse_input,
     replacing,
@@ -43,7 +44,7 @@ from .paste import (
 )
 from .polygons import join_parts, mask_problem, mask_to_polygons, segmentation_to_mask, to_rle
 from .review import REJECTED, apply_review, read_decisions
-from .shards import LabelShards, sha256
+from .shards import LabelShards, file_sha256
 from .youtube_vis import merge_masks, read_vis, split_frames
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "encode_mask",
     "encode_window",
     "export_labels",
+    "file_sha256",
     "find_broken_images",
     "find_problems",
     "has_mask",
@@ -89,13 +91,13 @@ __all__ = [
     "read_coco",
     "read_decisions",
     "read_image",
+    "read_image_of",
     "read_lists",
     "read_vis",
     "refuse_input",
     "replacing",
     "report_path",
     "segmentation_to_mask",
-    "sha256",
     "shard_folder",
     "split_frames",
     "stream_json",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,12 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from mal_mmdet.progress import track
 
-from .images import MAX_PIXELS, RAISE_LIMIT, leaves_folder
+from .images import MAX_PIXELS, RAISE_LIMIT, leaves_folder, read_image
 from .json_stream import JSONList, ListWriter, check_depth, stream_json, write_around
 
 LARGEST = 1e300
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP)
 
 
 def read_coco(path: str | Path) -> dict[str, Any]:
@@ -137,6 +141,26 @@ def image_file(image: dict[str, Any], path_parts: int | None = None) -> str:
     if path_parts is None:
         return image["file_name"]
     return "/".join(PurePosixPath(image["file_name"]).parts[-path_parts:])
+
+
+def read_image_of(image: dict[str, Any], img_dir: str | Path) -> np.ndarray:
+    """The pixels of an image as :func:`read_image` reads them, of the size that its entry says.
+
+    Args:
+        image: An entry of ``coco['images']``.
+        img_dir: Folder that the file's images are relative to.
+
+    Raises:
+        ValueError: It cannot be read, or has another size.
+    """
+    path = Path(img_dir) / image_file(image)
+    pixels = read_image(path)
+    if pixels.shape[:2] != (image["height"], image["width"]):
+        raise ValueError(
+            f"image {path} has {pixels.shape[1]}×{pixels.shape[0]} pixels, but the label file says "
+            f"{image['width']}×{image['height']}"
+        )
+    return pixels
 
 
 def find_problems(
@@ -398,10 +422,16 @@ def replacing(path: str | Path, folder: str | Path | None = None) -> Iterator[st
 
 
 def sync(path: str | Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+    """Waits until a file, or the names in a folder, are on the disk.
+
+    For folders not every file system of a network or in user space can; they do without.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (Path(path).is_dir() and error.errno in NO_SYNC):
+            raise
     finally:
         os.close(descriptor)
 

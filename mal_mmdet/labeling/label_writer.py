@@ -34,7 +34,7 @@ from .coco_file import (
 from .json_stream import ListWriter, write_around
 from .paste import arrived, encode_rectangle, encode_window, mask_windows
 from .polygons import mask_bbox, mask_problem, mask_to_polygons
-from .shards import LabelShards
+from .shards import LabelShards, file_sha256
 
 MASK_FORMATS = ("rle", "polygon")
 """What ``segmentation`` may be."""
@@ -247,7 +247,19 @@ class LabelWriter(BaseMetric):
         return {f"{self.prefix}/{name}": count for name, count in counts.items()}
 
     def compute_metrics(self, results: list) -> dict[str, int]:
-        """Merges the shards to label file and report, in the order of the input file."""
+        """Merges the shards to label file and report, in the order of the input file.
+
+        Raises:
+            RuntimeError: The input file is not the one any more whose boxes were labeled.
+        """
+        for name, path in (("boxes", self.ann_file), ("detections", self.detections)):
+            before = self.shards.fingerprint.get(name)
+            if before and file_sha256(path) != before:  # labels belong to places in the file
+                raise RuntimeError(
+                    f"{path} has been changed since labeling began, so that nobody knows whose the "
+                    f"masks are. Nothing was written, and they stay in {self.shards.folder}: put "
+                    "the file of before in its place and run the same command with --resume"
+                )
         coco = read_boxes(self.ann_file, self.detections)
         if self.info is not None:
             info = coco.get("info")

@@ -9,7 +9,7 @@ from mal_mmdet.progress import track
 
 from .coco_file import read_boxes, read_json, refuse_input, replacing
 from .json_stream import ListWriter, write_around
-from .shards import sha256
+from .shards import file_sha256
 
 FORMAT, VERSION = "mal_mmdet review", 1  # review.js writes them
 DECISIONS = ("accepted", "rejected", "flagged")
@@ -53,8 +53,7 @@ def read_decisions(path: str | Path, label_file: str | Path) -> dict[int | str, 
             decisions[ann_id] = decision
     labels = content.get("labels")
     labels = labels if isinstance(labels, dict) else {}
-    with open(label_file, "rb") as file:
-        found = sha256(file)
+    found = file_sha256(label_file)
     if labels.get("sha256") != found:
         raise ValueError(
             f"the decisions in {path} are about another file: {labels.get('name')!r} with the "

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
+from mmengine.logging import print_log
 
 from .coco_file import read_json, replacing, sync, write_json
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -67,7 +70,17 @@ class LabelShards:
         try:
             # Unlike flock's, this lock is not inherited by the data loader's workers, who may
             # outlive a killed parent for seconds.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                print_log(
+                    f"the file system of {self.folder} has no locks ({error.strerror}): see to it "
+                    "that no second process labels to the same file",
+                    logger="current",
+                    level=logging.WARNING,
+                )
             if not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(self._lock.name)):
                 raise BlockingIOError("the folder has just been removed")
             return self._take_over(resume)
@@ -134,7 +147,7 @@ class LabelShards:
         """
         lines = [f"{index}\t{json.dumps(label)}\n" for index, label in records]
         content = "".join([json.dumps(samples), "\n", *lines]).encode()
-        content = sha256(BytesIO(content)).encode() + b"\n" + content
+        content = _sha256(BytesIO(content)).encode() + b"\n" + content
         try:
             # With the process in its name it does not replace one of other samples, should a
             # rank of a killed job still be at work.
@@ -221,12 +234,25 @@ class Labels:
         return json.loads(line[line.index(b"\t") :])
 
 
-def sha256(file: BinaryIO) -> str:
-    """Hash of the rest of a file, in hexadecimal digits."""
+def _sha256(file: BinaryIO) -> str:
+    """Hash of the rest of a file."""
     digest = hashlib.sha256()
     while chunk := file.read(1 << 20):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hash of a file, in hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _sha256(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
 
 
 def _samples(shards: list[Path]) -> set[int]:
@@ -241,4 +267,4 @@ def _samples(shards: list[Path]) -> set[int]:
 def _is_whole(shard: Path) -> bool:
     with open(shard, "rb") as file:
         expected = file.readline().rstrip(b"\n")
-        return sha256(file).encode() == expected
+        return _sha256(file).encode() == expected

@@ -204,14 +204,15 @@ class MaskAutoLabeler(BaseModel):
 
         Returns:
             The data samples, with ``pred_instances``: ``bboxes`` (N, 4), ``labels`` (N,),
-            ``masks`` (N, H, W) as bool, unless ``paste_masks`` is off, and ``scores`` (N,), those
-            of a detector where the boxes are its own, else the mean probability inside the mask;
-            what the masks are made of, ``mask_probs`` (N, S, S), ``crop_bboxes`` (N, 4) and
+            ``masks`` (N, H, W) as bool, and ``scores`` (N,), those of a detector where the boxes
+            are its own, else the mean probability inside the mask; ``crop_bboxes`` (N, 4) and
             ``thresholds`` (N,); ``mask_quality`` (N,), see :func:`mask_quality`; and ``ann_ids``
-            and ``ann_indices`` where the data set gives them. With ``return_features`` also
-            ``features`` (N, C, h, w), unless N is 0: the encoder's last map of the teacher for
-            the label source ``'teacher'``, else of the student. All are on the CPU; with
-            ``paste_masks`` off and a GPU they are on their way, and there is a ``ready``.
+            and ``ann_indices`` where the data set gives them. With ``paste_masks`` off there are,
+            in place of masks and scores of its own, ``mask_probs`` (N, S, S) to paste. With
+            ``return_features`` also ``features`` (N, C, h, w), unless N is 0: the encoder's last
+            map of the teacher for the label source ``'teacher'``, else of the student. All are on
+            the CPU; with ``paste_masks`` off and a GPU they are on their way, and there is a
+            ``ready``.
         """
         if len(inputs):
             fields = self._predict_crops(inputs, data_samples)
@@ -331,6 +332,7 @@ class MaskAutoLabeler(BaseModel):
                     float(pred.thresholds[i]),
                     out=mask,
                 )
+            del pred.mask_probs  # whoever gathers predictions would run out of memory
         if "scores" in instances:
             pred.scores = instances.scores
         return pred

@@ -6,6 +6,7 @@ from .crop_geometry import (
     box_masks,
     crop_and_resize,
     expand_bbox,
+    mask_on_cells,
     resample_maps,
     span_coverage,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "box_masks",
     "crop_and_resize",
     "expand_bbox",
+    "mask_on_cells",
     "resample_maps",
     "span_coverage",
 ]

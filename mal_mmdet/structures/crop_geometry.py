@@ -123,6 +123,27 @@ def resample_maps(maps: Tensor, from_bboxes: Tensor, to_bboxes: Tensor) -> Tenso
     return F.grid_sample(maps.transpose(0, 1), grid, **options).transpose(0, 1)
 
 
+def mask_on_cells(mask: Tensor, crop_bbox: Tensor, size: tuple[int, int]) -> Tensor:
+    """Brings a mask of the image to the cells of a crop's feature map by averaging areas.
+
+    Args:
+        mask: Bool, shape (H, W), image frame. Outside the image there is background.
+        crop_bbox: The part of the image that the map shows, (4,), image frame.
+        size: (h, w) of the map.
+
+    Returns:
+        Bool, shape (h, w): cells of which the mask covers more than half.
+    """
+    x0, y0, x1, y1 = crop_bbox.tolist()
+
+    def shares(start: float, stop: float, cells: int, length: int) -> Tensor:
+        edges = torch.linspace(start, stop, cells + 1, dtype=torch.float64)
+        return span_coverage(edges[:-1], edges[1:], length) * (cells / (stop - start))
+
+    rows, columns = shares(y0, y1, size[0], mask.shape[0]), shares(x0, x1, size[1], mask.shape[1])
+    return rows @ mask.double() @ columns.T > 0.5
+
+
 def box_masks(bboxes: Tensor, size: tuple[int, int]) -> Tensor:
     """The share of every mask cell that a box covers: the target ``t`` of both losses.
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from mmdet.visualization import DetLocalVisualizer
 from PIL import Image
 from pycocotools import mask as mask_utils
 
 from mal_mmdet.evaluation.mask_iou import paired_rles
-from mal_mmdet.labeling import image_file, read_coco
+from mal_mmdet.labeling import find_problems, read_coco, read_image_of
 from mal_mmdet.progress import track
-from mal_mmdet.structures import bbox_to_crop, crop_and_resize, expand_bbox
+from mal_mmdet.structures import bbox_to_crop, crop_and_resize, expand_bbox, mask_on_cells
 
 from .panels import BLUE, ORANGE, arrange, draw_panel
 
@@ -44,14 +45,20 @@ def draw_label_sheet(
         seed: Seed of the random choice.
 
     Raises:
-        ValueError: Unknown order, or no box has a mask in both files.
+        ValueError: Unknown order, no box has a mask in both files, or an image cannot be read or
+            has another size than the files say.
     """
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}, but must be one of {ORDERS}")
     truth = read_coco(truth_file)
     images = {image["id"]: image for image in truth["images"]}
     pred = {ann["id"]: ann.get("segmentation") for ann in read_coco(pred_file)["annotations"]}
-    annotations = [a for a in truth["annotations"] if not a.get("iscrowd") and pred.get(a["id"])]
+    unusable = find_problems(truth)
+    annotations = [
+        ann
+        for i, ann in enumerate(truth["annotations"])
+        if i not in unusable and not ann.get("iscrowd") and pred.get(ann["id"])
+    ]
     if not annotations:
         raise ValueError(f"no annotation has a mask in both {pred_file} and {truth_file}")
 
@@ -74,12 +81,15 @@ def draw_label_sheet(
     tiles = []
     for ann in annotations:
         info = images[ann["image_id"]]
-        image = np.asarray(Image.open(Path(img_dir) / image_file(info)).convert("RGB"))
+        image = read_image_of(info, img_dir)[..., ::-1]
         x, y, w, h = ann["bbox"]
         bbox = np.array([x, y, x + w, y + h])
         crop_bbox = expand_bbox(bbox, np.full(4, 0.3))
         crop = crop_and_resize(image, crop_bbox, size)
-        predicted, human = (_cut_mask(mask_utils.decode(r), crop_bbox, size) for r in pair(ann))
+        masks = (torch.from_numpy(mask_utils.decode(rle)) for rle in pair(ann))
+        predicted, human = (
+            mask_on_cells(mask, torch.from_numpy(crop_bbox), (size, size)).numpy() for mask in masks
+        )
         tiles.append(
             [
                 draw_panel(visualizer, crop, bbox=bbox_to_crop(bbox, crop_bbox, size)),
@@ -89,11 +99,3 @@ def draw_label_sheet(
         )
     Path(out_file).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(arrange(tiles, columns)).save(out_file)
-
-
-def _cut_mask(mask: np.ndarray, crop_bbox: np.ndarray, size: int) -> np.ndarray:
-    # Outside the image the crop shows its reflection, but a mask never leaves the image.
-    left, top, right, bottom = crop_bbox
-    pad = max(0, -left, -top, right - mask.shape[1], bottom - mask.shape[0])
-    padded = np.pad(mask > 0, pad)[top + pad : bottom + pad, left + pad : right + pad]
-    return np.asarray(Image.fromarray(padded).resize((size, size), Image.Resampling.NEAREST))

@@ -21,12 +21,12 @@ from pycocotools import mask as mask_utils
 from mal_mmdet.evaluation.mask_iou import paired_rles
 from mal_mmdet.labeling import (
     check_masks,
+    file_sha256,
     has_mask,
     image_file,
     read_coco,
-    read_image,
+    read_image_of,
     segmentation_to_mask,
-    sha256,
 )
 from mal_mmdet.progress import track
 from mal_mmdet.structures import AREA_LIMITS, bbox_to_crop, expand_bbox
@@ -89,8 +89,7 @@ def write_review_page(
             anns.append(ann)
     if not anns:
         raise ValueError(f"{label_file} has no annotation to look at that is not a crowd")
-    with open(label_file, "rb") as file:
-        labels = dict(name=Path(label_file).name, sha256=sha256(file))
+    labels = dict(name=Path(label_file).name, sha256=file_sha256(label_file))
     image_index = {image_id: i for i, image_id in enumerate(images)}
     category_index = {category["id"]: i for i, category in enumerate(coco["categories"])}
     data = dict(
@@ -175,7 +174,7 @@ def _write_sprites(
     where = np.zeros((len(anns), 2), dtype=np.int64)  # offset and length in the waiting file
     with tempfile.TemporaryFile(dir=folder) as waiting:
         for image_id, members in track(by_image.items(), "drawing thumbnails", "images"):
-            image = _read_image(img_dir, images[image_id])
+            image = read_image_of(images[image_id], img_dir)
             for i in members:
                 mask = segmentation_to_mask(anns[i]["segmentation"], *image.shape[:2])
                 thumb = draw_thumbnail(image, anns[i]["bbox"], mask, size)
@@ -198,17 +197,6 @@ def _jpeg(image: np.ndarray, quality: int) -> bytes:
     sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     options = [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling]
     return cv2.imencode(".jpg", image, options)[1].tobytes()
-
-
-def _read_image(img_dir: Path, image: dict) -> np.ndarray:
-    path = img_dir / image_file(image)
-    pixels = read_image(path)
-    if pixels.shape[:2] != (image["height"], image["width"]):
-        raise ValueError(
-            f"image {path} has {pixels.shape[1]}×{pixels.shape[0]} pixels, but the label file says "
-            f"{image['width']}×{image['height']}"
-        )
-    return pixels
 
 
 def _quality(ann: dict, otherwise: float | None) -> float | None:

@@ -91,6 +91,20 @@ def test_masks_of_a_coco_file_are_those_of_labeling(job, labels, infer):
     assert found == {ann_id: ann["segmentation"] for ann_id, ann in by_id.items()}
 
 
+def test_masks_in_bfloat16_are_those_of_labeling(job, tmp_path):
+    cfg, checkpoint, ann_file, images = job
+    out = tmp_path / "labels.json"
+    generate_labels(*job, out, predict_dtype="bfloat16")
+    expected = {ann["id"]: ann["segmentation"] for ann in read_coco(out)["annotations"]}
+    cfg = copy.deepcopy(cfg)
+    cfg.model.predict_dtype = "bfloat16"
+    infer = MALInferencer(cfg, weights=checkpoint, device="cpu", show_progress=False)
+    found = {}
+    for prediction in infer(images, ann_file)["predictions"]:
+        found |= dict(zip(prediction["ann_ids"], prediction["masks"]))
+    assert found == expected
+
+
 def test_boxes_of_any_form_give_the_same_masks(job, labels, infer, tmp_path):
     *_, images = job
     boxes = boxes_by_file(labels)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from functools import cached_property
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,7 @@ from mal_mmdet.apis import generate_labels
 from mal_mmdet.apis.launch import load_weights
 from mal_mmdet.datasets import label_batch_sampler
 from mal_mmdet.datasets.label_batch_sampler import cut_batches
+from mal_mmdet.datasets.transforms import ExpandBBox
 from mal_mmdet.labeling import (
     LabelShards,
     encode_mask,
@@ -32,6 +34,7 @@ from mal_mmdet.labeling import (
     to_rle,
     write_json,
 )
+from mal_mmdet.models import MaskAutoLabeler
 from tests.conftest import tiny_config
 from tests.forked import SERVER
 
@@ -250,6 +253,71 @@ def test_provenance(job, tmp_path):
     assert info["config"] == "mal_vit-demo_1xb16_demo"
     assert info["thresholds"] == [0.4] and info["label_source"] == "both"
     assert len(info["weights_sha256"]) == 64
+
+
+def test_labeling_in_the_work_dir_of_a_training(job, undisturbed, tmp_path):
+    """Which was resumed, and says so in its config: that stays, and no other weights are used."""
+    cfg, *others = job
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir, cfg.resume = str(tmp_path / "work"), True
+    trained = tmp_path / "work" / f"{Path(cfg.filename).name}"
+    trained.parent.mkdir()
+    trained.write_text("# the training's\n")
+    state = torch.load(others[0], weights_only=True)["state_dict"]
+    later = {key: torch.zeros_like(value) for key, value in state.items()}
+    torch.save(dict(state_dict=later, meta=dict(epoch=4, iter=9)), tmp_path / "work/epoch_4.pth")
+    (tmp_path / "work/last_checkpoint").write_text(str(tmp_path / "work/epoch_4.pth"))
+    out = tmp_path / "labels.json"
+    assert generate_labels(cfg, *others, out, date="2020-02-02") == 0
+    assert out.read_bytes() == undisturbed
+    assert trained.read_text() == "# the training's\n"
+    assert "LabelWriter" in (tmp_path / "work/labeling" / trained.name).read_text()
+
+
+def test_boxes_that_change_while_they_are_labeled(job, undisturbed, tmp_path, monkeypatch):
+    cfg, checkpoint, boxes, images = job
+    mine, out = tmp_path / "boxes.json", tmp_path / "labels.json"
+    shutil.copy(boxes, mine)
+    merge = label_writer.LabelWriter.compute_metrics
+
+    def change_then_merge(self, results):
+        coco = read_coco(mine)
+        coco["annotations"].reverse()
+        write_json(mine, coco)
+        return merge(self, results)
+
+    monkeypatch.setattr(label_writer.LabelWriter, "compute_metrics", change_then_merge)
+    with pytest.raises(RuntimeError, match=r"boxes\.json has been changed since labeling began"):
+        generate_labels(cfg, checkpoint, mine, images, out, date="2020-02-02")
+    assert not out.exists()
+    monkeypatch.undo()
+    shutil.copy(boxes, mine)
+    args = cfg, checkpoint, mine, images, out
+    assert generate_labels(*args, date="2020-02-02", resume=True) == 0
+    assert out.read_bytes() == undisturbed
+
+
+def test_configs_in_python_hold_classes(job, undisturbed, tmp_path):
+    cfg, *others = job
+    cfg = copy.deepcopy(cfg)
+    cfg.model.type = MaskAutoLabeler
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    pipeline[0].type = ExpandBBox
+    out = tmp_path / "labels.json"
+    assert generate_labels(cfg, *others, out, date="2020-02-02", margins=[0.3]) == 0
+    assert out.read_bytes() == undisturbed
+
+
+def test_a_step_before_the_expansion(job, undisturbed, tmp_path):
+    cfg, *others = job
+    cfg = copy.deepcopy(cfg)
+    cfg.test_dataloader.dataset.pipeline.insert(0, dict(type="RandomChoice", transforms=[[], []]))
+    out = tmp_path / "labels.json"
+    assert generate_labels(cfg, *others, out, date="2020-02-02", margins=[0.1]) == 0
+    assert read_coco(out)["info"]["mal_mmdet"]["margins"] == 0.1
+    del cfg.test_dataloader.dataset.pipeline[1]
+    with pytest.raises(ValueError, match=r"expected an ExpandBBox among them"):
+        generate_labels(cfg, *others, tmp_path / "other.json", margins=[0.1])
 
 
 def test_several_margins_are_labeled_alike_by_the_config_and_by_the_option(

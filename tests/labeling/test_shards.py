@@ -2,11 +2,13 @@
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from mal_mmdet.labeling import LabelShards
+from mal_mmdet.labeling import shards as module
 
 FINGERPRINT = dict(weights="a", boxes="b")
 
@@ -95,6 +97,33 @@ def tried_elsewhere(folder):
         text = said.read()
     assert os.waitpid(child, 0)[1] == 0
     return text
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_file_systems_without_locks(folder, monkeypatch, number):
+    def lockf(*args):
+        raise OSError(number, os.strerror(number))
+
+    told = []
+    monkeypatch.setattr(module.fcntl, "lockf", lockf)
+    monkeypatch.setattr(module, "print_log", lambda text, **options: told.append(text))
+    assert LabelShards(folder, FINGERPRINT).open(resume=True) == 0
+    assert len(told) == 1 and "has no locks" in told[0]
+
+
+def test_file_systems_that_cannot_sync_folders(folder, monkeypatch):
+    fsync = os.fsync
+
+    def files_alone(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_alone)
+    written = LabelShards(folder, FINGERPRINT)
+    written.open(resume=True)
+    written.write([9], [record(1)])
+    assert written.labels(10).get(1) == record(1)[1]
 
 
 def test_a_full_disk_loses_no_finished_shard(folder, monkeypatch):

@@ -12,6 +12,7 @@ from mal_mmdet.structures import (
     box_masks,
     crop_and_resize,
     expand_bbox,
+    mask_on_cells,
     resample_maps,
 )
 from mal_mmdet.structures.crop_geometry import BORDERS
@@ -156,3 +157,32 @@ def test_box_masks_against_supersampling():
                 ]
                 naive[n, row, column] = sum(points) / fine**2
     torch.testing.assert_close(box_masks(boxes, (5, 6)), naive, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("crop", [(3, 2, 19, 18), (-7, -3, 13, 21), (5, 4, 11, 7), (4, 1, 37, 14)])
+def test_mask_on_cells_against_fine_sampling(crop):
+    """Every cell as 60 × 60 points; crops that leave the image, and cells under a pixel."""
+    mask = torch.rand(20, 30) > 0.45
+    height, width = 5, 4
+    x0, y0, x1, y1 = crop
+    points = (torch.arange(60) + 0.5) / 60
+    expected, share = torch.zeros(2, height, width)
+    for i in range(height):
+        for j in range(width):
+            ys = (y0 + (i + points) * (y1 - y0) / height).floor().long()
+            xs = (x0 + (j + points) * (x1 - x0) / width).floor().long()
+            inside = ((ys >= 0) & (ys < 20))[:, None] & ((xs >= 0) & (xs < 30))
+            values = mask[ys.clip(0, 19)][:, xs.clip(0, 29)] & inside
+            share[i, j] = values.double().mean()
+    clear = (share - 0.5).abs() > 0.03  # the sampling's own error
+    expected = share > 0.5
+    found = mask_on_cells(mask, torch.tensor(crop), (height, width))
+    assert torch.equal(found[clear], expected[clear])
+    assert clear.sum() > 10 and expected.any() and not expected.all()
+
+
+def test_half_a_cell_is_background():
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[:, 0] = mask[0, 2] = mask[:2, 3] = True
+    found = mask_on_cells(mask, torch.tensor([0, 0, 4, 4]), (2, 2))
+    assert found.tolist() == [[False, True], [False, False]]

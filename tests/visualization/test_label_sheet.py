@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -77,6 +79,18 @@ def test_masks_are_where_they_belong(files):
     assert blue[1, column, 2] == 90
 
 
+def test_photographs_are_drawn_as_they_were_held(files):
+    """By EXIF the right half of what is stored, which is red, is the lower half of the image."""
+    pixels = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+    pixels[:, SIDE // 2 :] = 255, 0, 0
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(files[2] / "a.png", exif=exif)
+    draw_label_sheet(*files, number=1, columns=1, size=66)
+    panel = np.asarray(Image.open(files[-1])).astype(int)[2:-2, 4:-4][:, 66:132]
+    assert panel[-4:, :, 0].min() > 150 and panel[14:18, :4, 0].max() < 100
+
+
 def test_bad_input(files):
     with pytest.raises(ValueError, match="order is 'middle', but must be one of"):
         draw_label_sheet(*files, order="middle")
@@ -84,3 +98,22 @@ def test_bad_input(files):
     write_json(pred, dict(images=[], annotations=[], categories=[]))
     with pytest.raises(ValueError, match="no annotation has a mask in both"):
         draw_label_sheet(pred, truth, *rest)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(height=2 * SIDE), r"a\.png has 24×24 pixels, but the label file says 24×48"),
+        (dict(file_name="../a.png"), "no annotation has a mask in both"),
+    ],
+)
+def test_images_that_do_not_belong_to_the_boxes(files, change, words):
+    other = files[1].with_name("other.json")
+    truth = json.loads(files[1].read_text())
+    truth["images"][0].update(change)
+    shape = truth["images"][0]["height"], SIDE
+    for ann in truth["annotations"]:
+        ann["segmentation"] = encode_mask(np.ones(shape, dtype=bool))
+    write_json(other, truth)
+    with pytest.raises(ValueError, match=words):
+        draw_label_sheet(other, other, *files[2:])

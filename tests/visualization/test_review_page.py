@@ -81,12 +81,14 @@ def test_thumbnails_lie_in_that_order_and_images_are_read_once(files, monkeypatc
     qualities = rng.permutation(number) / number
     args = files(*(ann(i, image_id=1 + i % 2, quality=q) for i, q in enumerate(qualities)))
     read = []
-    read_image = review_page.read_image
+    read_image = review_page.read_image_of
     monkeypatch.setattr(
-        review_page, "read_image", lambda path: read.append(str(path)) or read_image(path)
+        review_page,
+        "read_image_of",
+        lambda image, folder: read.append(image["file_name"]) or read_image(image, folder),
     )
     write_review_page(*args, size=SIZE)
-    assert sorted(read) == [str(args[1] / "1.png"), str(args[1] / "2.png")]
+    assert sorted(read) == ["1.png", "2.png"]
     sheets = sorted((args[2] / "sprites").iterdir())
     assert [path.name for path in sheets] == [f"{i:05d}.jpg" for i in range(3)]
     side = 8 * SIZE
