@@ -101,7 +101,7 @@ def test_roles_in_docstrings_are_links(site):
     # Within the page, on another page, and of two functions with one name that of the package.
     assert 'href="#mal_mmdet.models.MaskNetwork"><code>MaskNetwork' in pages["models"]
     assert 'href="labeling.html#mal_mmdet.labeling.LabelWriter"' in pages["apis"]
-    assert 'href="#mal_mmdet.labeling.check_labels"' in pages["labeling"]
+    assert 'href="#mal_mmdet.labeling.check_exportable"' in pages["labeling"]
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -35,7 +35,7 @@ from mal_mmdet.labeling import (
     image_file,
     image_size,
     mask_windows,
-    read_boxes,
+    open_coco,
     replacing,
     write_json,
 )
@@ -441,7 +441,7 @@ class MALInferencer(BaseInferencer):
             image["instances"] = [box for box in image["instances"] if not box["ignore_flag"]]
         if not whole:
             by_id, files = {image["img_id"]: image for image in images}, {}
-            for entry in read_boxes(ann_file)["images"]:
+            for entry in open_coco(ann_file)["images"]:
                 name = osp.normpath(image_file(entry, dataset.path_parts))
                 if name in files:
                     raise ValueError(

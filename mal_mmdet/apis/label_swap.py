@@ -24,7 +24,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.fileio import exists, list_from_file
 
 from mal_mmdet.datasets import BoxCropDataset, MaskQualityDataset
-from mal_mmdet.labeling import has_mask, image_size, read_boxes
+from mal_mmdet.labeling import has_mask, image_size, open_coco
 from mal_mmdet.labeling.coco_file import image_problem, is_bbox, is_finite
 from mal_mmdet.progress import track
 
@@ -109,7 +109,7 @@ def check_labels(cfg: Config) -> None:
     found = [part for part in _parts(loader) if _reads_local_coco(part[1])]
     files = [osp.join(dataset.get("data_root") or "", dataset.ann_file) for _, dataset in found]
     # Of several files that are mixed, one may be without annotations.
-    labeled = [read_boxes(file) if len(files) > 1 else _read(file) for file in files]
+    labeled = [open_coco(file) if len(files) > 1 else _read(file) for file in files]
     for (path, dataset), labels, coco in zip(found, files, labeled):
         if not len(coco["annotations"]):
             continue
@@ -250,7 +250,7 @@ def set_num_classes(model: ConfigDict, count: int) -> None:
 
 
 def _read(labels: str | Path) -> dict[str, Any]:
-    coco = read_boxes(labels)
+    coco = open_coco(labels)
     for key in ("images", "annotations", "categories"):
         if not len(coco[key]):
             raise ValueError(f"{labels} has no {key}: nothing can be learned from it")

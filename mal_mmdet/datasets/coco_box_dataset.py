@@ -11,7 +11,7 @@ from mmdet.datasets import BaseDetDataset
 from mmdet.registry import DATASETS
 from mmengine.logging import print_log
 
-from mal_mmdet.labeling import check_annotations, has_mask, image_file, read_boxes
+from mal_mmdet.labeling import check_annotations, has_mask, image_file, open_coco
 from mal_mmdet.progress import track
 
 OVERHANG = 2.0  # pixels that a box may end outside its image without anybody's doubt
@@ -62,9 +62,9 @@ class CocoBoxDataset(BaseDetDataset):
         ``ann_id`` and ``ann_index``, the place in the file, and the ``score`` of a detection.
 
         Raises:
-            FileNotFoundError, ValueError: As :func:`mal_mmdet.labeling.read_boxes`.
+            FileNotFoundError, ValueError: As :func:`mal_mmdet.labeling.open_coco`.
         """
-        coco = read_boxes(self.ann_file, self.detections)
+        coco = open_coco(self.ann_file, self.detections)
         self._metainfo["classes"] = tuple(c["name"] for c in coco["categories"])
         labels = {c["id"]: i for i, c in enumerate(coco["categories"])}
         table = _BoxTable(coco["images"], self)

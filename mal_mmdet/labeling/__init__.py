@@ -6,7 +6,7 @@ from .coco_file import (
     find_problems,
     has_mask,
     image_file,
-    read_boxes,
+    open_coco,
     read_coco,
     read_image_of,
     read_lists,
@@ -18,7 +18,7 @@ from .coco_file import (
     write_json,
     write_text,
 )
-from .export import EXPORTS, check_labels, check_masks, export_labels
+from .export import EXPORTS, check_exportable, check_masks, export_labels
 from .images import image_size, leaves_folder, open_image, read_image
 from .import_boxes import IMPORTS, import_boxes, read_classes
 from .json_stream import JSONList, ListWriter, stream_json, write_around
@@ -62,7 +62,7 @@ __all__ = [
     "arrived",
     "bbox_problem",
     "check_annotations",
-    "check_labels",
+    "check_exportable",
     "check_masks",
     "complete_annotation",
     "encode_mask",
@@ -83,10 +83,10 @@ __all__ = [
     "mask_window",
     "mask_windows",
     "merge_masks",
+    "open_coco",
     "open_image",
     "paste_mask",
     "pixel_span",
-    "read_boxes",
     "read_classes",
     "read_coco",
     "read_decisions",

@@ -34,11 +34,11 @@ def read_coco(path: str | Path) -> dict[str, Any]:
     return _check_frame(path, read_json(path))
 
 
-def read_boxes(ann_file: str | Path, detections: str | Path | None = None) -> dict[str, Any]:
-    """The boxes to be labeled: a COCO file's own, or those that a detector found.
+def open_coco(ann_file: str | Path, detections: str | Path | None = None) -> dict[str, Any]:
+    """:func:`read_coco` for files of any size, or for the boxes that a detector found.
 
-    They stay in the file: ``annotations`` is a :class:`JSONList`, which gives the same entries
-    each time it is iterated.
+    Annotations stay in the file: ``annotations`` is a :class:`JSONList`, which gives the same
+    entries each time it is iterated.
 
     Args:
         ann_file: COCO file; beside ``detections`` only its images and categories count.
@@ -169,7 +169,7 @@ def find_problems(
     """Finds the annotations that cannot be cropped.
 
     Args:
-        coco: A file as :func:`read_coco` or :func:`read_boxes` returns it.
+        coco: A file as :func:`read_coco` or :func:`open_coco` returns it.
         scored: Whether they are detections: they have a ``score``, and no ``id``.
         allow_outside: Whether images may lie outside their folder, see :func:`leaves_folder`.
 
@@ -342,7 +342,7 @@ def write_boxes_only(instances: str | Path, boxes: str | Path) -> None:
         ValueError: As :func:`read_coco`, or both are the same file.
     """
     refuse_input(boxes, instances)
-    coco = read_boxes(instances)
+    coco = open_coco(instances)
 
     def strip(out: ListWriter) -> None:
         for ann in track(coco["annotations"], "writing boxes", "boxes"):

@@ -32,7 +32,7 @@ def to_yolo(coco: dict[str, Any]) -> Files:
     fractions of width and height. Several parts are joined by lines without width.
 
     Args:
-        coco: Label file that :func:`check_labels` accepts.
+        coco: Label file that :func:`check_exportable` accepts.
     """
     names = [str(category["name"]) for category in coco["categories"]]
     # Without a path Ultralytics looks beside this file, with a relative one where it was started.
@@ -56,7 +56,7 @@ def to_labelme(coco: dict[str, Any]) -> Files:
     one part.
 
     Args:
-        coco: Label file that :func:`check_labels` accepts.
+        coco: Label file that :func:`check_exportable` accepts.
     """
     names = {category["id"]: str(category["name"]) for category in coco["categories"]}
     for image, anns in _by_image(coco):
@@ -89,7 +89,7 @@ def to_cvat(coco: dict[str, Any]) -> Files:
     """CVAT's XML 1.1 for images: one ``annotations.xml`` with exact masks.
 
     Args:
-        coco: Label file that :func:`check_labels` accepts.
+        coco: Label file that :func:`check_exportable` accepts.
     """
     names = {category["id"]: str(category["name"]) for category in coco["categories"]}
     root = ElementTree.Element("annotations")
@@ -141,7 +141,7 @@ def check_masks(coco: dict[str, Any], allow_outside: bool = False) -> None:
             raise ValueError(f"annotations[{i}] (id {ann['id']!r}): {problem}")
 
 
-def check_labels(coco: dict[str, Any]) -> None:
+def check_exportable(coco: dict[str, Any]) -> None:
     """Checks that a COCO file can be exported.
 
     Raises:
@@ -190,10 +190,10 @@ def export_labels(
         Number of crowd annotations, which were left out.
 
     Raises:
-        ValueError: See :func:`check_labels`; nothing is written then.
+        ValueError: See :func:`check_exportable`; nothing is written then.
         FileExistsError: A file is there already, and would be lost; nothing is written then.
     """
-    check_labels(coco)
+    check_exportable(coco)
     names = (name for name, _ in EXPORTS[format_name]({**coco, "annotations": []}))
     for path in (Path(out_dir) / name for name in names):
         if path.exists() and not overwrite:

@@ -27,7 +27,7 @@ from .coco_file import (
     find_broken_images,
     has_mask,
     is_finite,
-    read_boxes,
+    open_coco,
     replacing,
     without_nan,
 )
@@ -260,7 +260,7 @@ class LabelWriter(BaseMetric):
                     f"masks are. Nothing was written, and they stay in {self.shards.folder}: put "
                     "the file of before in its place and run the same command with --resume"
                 )
-        coco = read_boxes(self.ann_file, self.detections)
+        coco = open_coco(self.ann_file, self.detections)
         if self.info is not None:
             info = coco.get("info")
             info = info if isinstance(info, dict) else {}

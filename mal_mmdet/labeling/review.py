@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mal_mmdet.progress import track
 
-from .coco_file import read_boxes, read_json, refuse_input, replacing
+from .coco_file import open_coco, read_json, refuse_input, replacing
 from .json_stream import ListWriter, write_around
 from .shards import file_sha256
 
@@ -90,7 +90,7 @@ def apply_review(
     refuse_input(out_file, label_file, decision_file)
     if rejected not in REJECTED:
         raise ValueError(f"rejected is {rejected!r}, expected one of {REJECTED}")
-    coco = read_boxes(label_file)
+    coco = open_coco(label_file)
     decisions = read_decisions(decision_file, label_file)
 
     def follow(out: ListWriter) -> None:

@@ -7,7 +7,7 @@ import pytest
 from mal_mmdet.labeling import (
     find_problems,
     image_file,
-    read_boxes,
+    open_coco,
     read_coco,
     strip_masks,
     without_nan,
@@ -165,14 +165,14 @@ def test_detections_take_the_place_of_the_annotations(tmp_path):
     good = dict(image_id=7, category_id=3, bbox=[1, 2, 3, 4], score=0.5)
     without_score = {k: v for k, v in good.items() if k != "score"}
     write_json(tmp_path / "results.json", [good, without_score, good | dict(score="high")])
-    found = read_boxes(tmp_path / "boxes.json", tmp_path / "results.json")
+    found = open_coco(tmp_path / "boxes.json", tmp_path / "results.json")
     assert found["images"] == [image]
     assert list(found["annotations"]) == [good, without_score, good | dict(score="high")]
     assert find_problems(found, scored=True) == {
         1: "its 'score' is None, expected a number",
         2: "its 'score' is 'high', expected a number",
     }
-    boxes = read_boxes(tmp_path / "boxes.json")
+    boxes = open_coco(tmp_path / "boxes.json")
     assert {**boxes, "annotations": list(boxes["annotations"])} == coco
     with pytest.raises(FileNotFoundError, match=r"nothing.json does not exist"):
-        read_boxes(tmp_path / "boxes.json", tmp_path / "nothing.json")
+        open_coco(tmp_path / "boxes.json", tmp_path / "nothing.json")

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_utils
 
-from mal_mmdet.labeling import complete_annotation, read_boxes, read_coco, report_path
+from mal_mmdet.labeling import complete_annotation, open_coco, read_coco, report_path
 from tests.conftest import tiny_config
 from tests.hostile import HEIGHT, NAMES, WIDTH, Labeler
 
@@ -232,7 +232,7 @@ def test_any_damaged_file_is_labeled_or_refused(labeler, content, place, length,
 def test_files_that_are_refused(labeler, content, words):
     labeler.boxes.write_bytes(content)
     with pytest.raises(ValueError, match=words):
-        read_boxes(labeler.boxes)
+        open_coco(labeler.boxes)
     assert labeler.label(content) is None
     with pytest.raises(ValueError):
         read_coco(labeler.boxes)
