@@ -152,6 +152,17 @@ def test_interrupted_again_and_in_the_last_iteration_of_an_epoch(demo, tmp_path,
     assert_resumes_as_undisturbed(cfg, undisturbed)
 
 
+def test_a_signal_waits_for_the_step_of_accumulated_gradients(demo, tmp_path):
+    options = {"optim_wrapper.accumulative_counts": 2}
+    runner = Runner.from_cfg(config(demo, tmp_path / "whole", log_level="WARNING", **options))
+    runner.train()
+    cfg = config(demo, tmp_path / "work", **options)
+    cfg.custom_hooks.append(dict(type="FaultHook", fault="signal_process", iteration=MIDDLE - 1))
+    assert train(cfg, tmp_path / "output.txt") == 143
+    assert load(tmp_path / "work" / INTERRUPTED)["meta"]["iter"] == MIDDLE
+    assert_resumes_as_undisturbed(cfg, load(tmp_path / "whole/epoch_2.pth"))
+
+
 def test_killed_after_a_checkpoint_in_the_middle_of_an_epoch(demo, tmp_path, undisturbed):
     """Checkpoints that are counted in iterations, in a training that is counted in epochs."""
     options = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 3}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mal_mmdet.engine import MultiTensorMeanTeacherHook
@@ -137,13 +138,13 @@ def test_resuming_equals_no_interruption(demo, tmp_path):
     class Killed(Exception):
         pass
 
+    class KillHook(Hook):
+        def after_train_iter(self, runner, *args, **kwargs):
+            if runner.iter == 9:  # in the middle of the second epoch
+                raise Killed
+
     runner = Runner.from_cfg(tiny_config(demo, tmp_path / "parts", **options))
-
-    def die(runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter == 9:  # in the middle of the second epoch
-            raise Killed
-
-    runner.hooks[-1].after_train_iter = die
+    runner.register_hook(KillHook())
     with pytest.raises(Killed):
         runner.train()
     assert not (tmp_path / "parts/epoch_2.pth").exists()

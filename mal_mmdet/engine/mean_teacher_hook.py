@@ -13,6 +13,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
+def optimizer_has_stepped(runner: Runner) -> bool:
+    """Whether the iteration that is over ended with a step, and left no gradients for a later one.
+
+    With ``accumulative_counts`` most do not. DeepSpeed's wrapper does not tell.
+    """
+    should_update = getattr(runner.optim_wrapper, "should_update", None)
+    return should_update is None or should_update()
+
+
 @HOOKS.register_module()
 class MultiTensorMeanTeacherHook(MeanTeacherHook):
     """mmdet's ``MeanTeacherHook``, with all parameters in one call.
@@ -33,7 +42,7 @@ class MultiTensorMeanTeacherHook(MeanTeacherHook):
         self._model: nn.Module | None = None
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        if runner.optim_wrapper.should_update():
+        if optimizer_has_stepped(runner):
             super().after_train_iter(runner, *args, **kwargs)
 
     def momentum_update(self, model: nn.Module, momentum: float) -> None:

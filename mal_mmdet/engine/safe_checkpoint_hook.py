@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from mal_mmdet.datasets import SeededSampler
 from mal_mmdet.labeling import replacing, write_text
 
+from .mean_teacher_hook import optimizer_has_stepped
 from .signals import stop_signals
 
 INTERRUPTED = "interrupted.pth"
@@ -80,9 +81,10 @@ class SafeCheckpointHook(CheckpointHook):
       removed after that, not before.
     - Weights that are not finite are not written: a training would resume from them for ever.
     - After SIGTERM or SIGINT (:class:`StopSignals`) all ranks end with the same
-      iteration, ``interrupted.pth`` is written, and the exit code is 128 + the signal. A resumed
-      training goes on with the next sample. That needs a :class:`SeededSampler`, or a loop that
-      counts iterations. Otherwise the process ends without a new checkpoint.
+      iteration, one in which the optimizer steps, ``interrupted.pth`` is written, and the exit code
+      is 128 + the signal. A resumed training goes on with the next sample. That needs a
+      :class:`SeededSampler`, or a loop that counts iterations. Otherwise the process ends without a
+      new checkpoint.
 
     Args:
         backend_args: Of the storage; without it local files are written as said above.
@@ -139,7 +141,8 @@ class SafeCheckpointHook(CheckpointHook):
         # the device, as MMEngine's RuntimeInfoHook, which reads the losses, already has.
         number = torch.tensor(stop_signals.received or 0)
         all_reduce(number, "max")
-        if number:
+        # No checkpoint holds gradients that wait for a step.
+        if number and optimizer_has_stepped(runner):
             self._save_interrupted(runner, batch_idx + 1)
             raise SystemExit(128 + int(number))
 
