@@ -65,6 +65,28 @@ def test_images_that_cannot_be_read_are_not_drawn(demo, tmp_path, tool, capsys):
         assert re.search(reason, text), reason
 
 
+def test_the_checkpoint_that_is_named_is_tested(demo, tmp_path, tool, capsys):
+    """Not the latest in the work dir of a training that was resumed, as its config says."""
+    work = tmp_path / "work"
+    config, checkpoint = save_untrained(tiny_config(demo, work, log_level="INFO"), tmp_path)
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    zeros = {key: torch.zeros_like(value) for key, value in state.items()}
+    work.mkdir()
+    torch.save(dict(state_dict=zeros, meta=dict(epoch=4, iter=9)), work / "epoch_4.pth")
+    (work / "last_checkpoint").write_text(str(work / "epoch_4.pth"))
+    found = []
+    for resume in (False, True):
+        tool(
+            config,
+            checkpoint,
+            "--cfg-options",
+            f"resume={resume}",
+            f"visualizer.name=resume-{resume}",
+        )
+        found += re.findall(r"mask/miou: ([\d.]+)", capsys.readouterr().out)
+    assert len(found) == 2 and found[0] == found[1]
+
+
 def test_tta_needs_a_config_of_it(demo, tmp_path, tool):
     files = save_untrained(tiny_config(demo, tmp_path / "work"), tmp_path)
     with pytest.raises(SystemExit, match=r"--tta needs tta_model .* model.flip_test=True"):

@@ -409,6 +409,7 @@ def test_nothing_that_is_read_is_written_over(trained, demo, tmp_path):
         run("tools/evaluate_labels.py", human, human, "--out", human, code=1),
         run("tools/dataset_converters/import_boxes.py", "csv", boxes, boxes, code=1),
         run("tools/model_converters/mal_released_to_mmdet.py", human, human, code=1),
+        run("tools/dataset_converters/import_boxes.py", "labelme", tmp_path, boxes, code=1),
     ):
         assert "is also read, and what it holds would be lost" in done.stderr
     assert (boxes.read_bytes(), human.read_bytes()) == before

@@ -103,8 +103,9 @@ def check_labels(cfg: Config) -> None:
         ValueError: Its categories, images or masks are not those that the config needs; says what
             to do.
     """
-    loader = cfg.get("train_dataloader")
-    if loader and class_of(loader.dataset, DATASETS) is BoxCropDataset:
+    loader = cfg.get("train_dataloader") or {}
+    kind = class_of(loader.dataset, DATASETS) if loader.get("dataset") else None
+    if isinstance(kind, type) and issubclass(kind, BoxCropDataset):
         return  # of phase 1, which looks at boxes alone, itself
     found = [part for part in _parts(loader) if _reads_local_coco(part[1])]
     files = [osp.join(dataset.get("data_root") or "", dataset.ann_file) for _, dataset in found]

@@ -194,10 +194,12 @@ def expand_step(cfg: Config) -> ConfigDict:
     """
     pipeline = cfg.test_dataloader.dataset.pipeline
     for step in pipeline:
-        if class_of(step, TRANSFORMS) is ExpandBBox:
+        kind = class_of(step, TRANSFORMS)
+        if isinstance(kind, type) and issubclass(kind, ExpandBBox):
             return step
+    names = [getattr(step.type, "__name__", step.type) for step in pipeline]
     raise ValueError(
-        f"test_dataloader.dataset.pipeline has the steps {[str(step.type) for step in pipeline]}; "
+        f"test_dataloader.dataset.pipeline has the steps {', '.join(names)}; "
         "expected an ExpandBBox among them, as the configs in configs/mal/ have"
     )
 

@@ -24,7 +24,9 @@ def build_training_boxes(cfg: Config) -> Dataset:
         ValueError: The config does not train on boxes.
     """
     dataset = (cfg.get("train_dataloader") or {}).get("dataset", {})
-    if dataset.get("type") not in ("BoxCropDataset", BoxCropDataset):
+    kind = dataset.get("type")
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(kind, type) and issubclass(kind, BoxCropDataset)):
         raise ValueError(
             f"train_dataloader.dataset of {cfg.filename} is of type {dataset.get('type')!r}, "
             "expected 'BoxCropDataset': give a config of phase 1, such as "

@@ -20,7 +20,7 @@ from .coco_file import (
 )
 from .export import EXPORTS, check_exportable, check_masks, export_labels
 from .images import image_size, leaves_folder, open_image, read_image
-from .import_boxes import IMPORTS, import_boxes, read_classes
+from .import_boxes import ENDINGS, IMPORTS, import_boxes, read_classes
 from .json_stream import JSONList, ListWriter, stream_json, write_around
 from .label_writer import (
     LOW_QUALITY,
@@ -48,6 +48,7 @@ from .shards import LabelShards, file_sha256
 from .youtube_vis import merge_masks, read_vis, split_frames
 
 __all__ = [
+    "ENDINGS",
     "EXPORTS",
     "IMPORTS",
     "LOW_QUALITY",

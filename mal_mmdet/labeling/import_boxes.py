@@ -97,7 +97,7 @@ def read_yolo(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Ite
         raise ValueError(
             "YOLO's files number the classes; give their names in order, or data.yaml, by --classes"
         )
-    for path in _files(source, ".txt"):
+    for path in _files(source, ENDINGS["yolo"]):
         if path.name == "classes.txt":
             continue
         stem = path.relative_to(source).with_suffix("")
@@ -139,7 +139,7 @@ def read_voc(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Iter
     Corners are taken as they stand in the file: most programs write edges there, while VOC's own
     files count pixels from 1. What is ``difficult`` stays so.
     """
-    for path in _files(source, ".xml"):
+    for path in _files(source, ENDINGS["voc"]):
         root = _parse_xml(path)
         name = _beside(path, source, _text(root, "filename", path))
         size = tuple(
@@ -162,7 +162,7 @@ def read_labelme(
     source: Path, img_dir: Path, classes: Sequence[str] | None
 ) -> Iterator[BoxedImage]:
     """LabelMe: a JSON file per image, in the same subfolders as the images; rectangles only."""
-    for path in _files(source, ".json"):
+    for path in _files(source, ENDINGS["labelme"]):
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
             raise ValueError(f"{path}: expected LabelMe's object with a list 'shapes'")
@@ -236,6 +236,9 @@ IMPORTS: dict[str, Callable[[Path, Path, Sequence[str] | None], Iterator[BoxedIm
     yolo=read_yolo, voc=read_voc, labelme=read_labelme, csv=read_csv
 )
 """Readers of boxes, by the name of their format."""
+
+ENDINGS = dict(yolo=".txt", voc=".xml", labelme=".json", csv=".csv")
+"""What the names of files that they read in a folder end with."""
 
 
 def import_boxes(

@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from mal_mmdet.evaluation.mask_iou import paired_rles
-from mal_mmdet.labeling import find_problems, read_coco, read_image_of
+from mal_mmdet.labeling import find_problems, image_file, read_coco, read_image_of, refuse_input
 from mal_mmdet.progress import track
 from mal_mmdet.structures import bbox_to_crop, crop_and_resize, expand_bbox, mask_on_cells
 
@@ -45,8 +45,8 @@ def draw_label_sheet(
         seed: Seed of the random choice.
 
     Raises:
-        ValueError: Unknown order, no box has a mask in both files, or an image cannot be read or
-            has another size than the files say.
+        ValueError: Unknown order, no box has a mask in both files, an image cannot be read or has
+            another size than the files say, or ``out_file`` is one of those that are read.
     """
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}, but must be one of {ORDERS}")
@@ -76,6 +76,10 @@ def draw_label_sheet(
         ious = [iou(ann) for ann in track(annotations, "comparing masks", "masks")]
         places = sorted(range(len(ious)), key=ious.__getitem__, reverse=order == "best")
         annotations = [annotations[i] for i in places[:number]]
+
+    drawn = {ann["image_id"]: images[ann["image_id"]] for ann in annotations}
+    paths = [Path(img_dir) / image_file(image) for image in drawn.values()]
+    refuse_input(out_file, pred_file, truth_file, *paths)
 
     visualizer = DetLocalVisualizer()
     tiles = []

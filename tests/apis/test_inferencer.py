@@ -11,6 +11,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmdet.apis import DetInferencer
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -98,6 +99,7 @@ def test_masks_in_bfloat16_are_those_of_labeling(job, tmp_path):
     expected = {ann["id"]: ann["segmentation"] for ann in read_coco(out)["annotations"]}
     cfg = copy.deepcopy(cfg)
     cfg.model.predict_dtype = "bfloat16"
+    cfg.test_dataloader.dataset.dataset.pipeline[0].type = LoadImageFromFile  # as in Python
     infer = MALInferencer(cfg, weights=checkpoint, device="cpu", show_progress=False)
     found = {}
     for prediction in infer(images, ann_file)["predictions"]:

@@ -384,6 +384,7 @@ def test_configs_that_name_their_labels_are_checked(demo, polygons, edited, tmp_
     innermost_dataset(cfg.train_dataloader.dataset).update(boxes)
     check_labels(cfg)  # phase 1 needs no classes
     check_labels(Config(dict(model=dict(type="A"))))
+    check_labels(Config(dict(train_dataloader=dict(batch_size=2))))
 
     with pytest.raises(ValueError, match=r"is an RLE mask.*poly2mask=True"):
         check_labels(with_labels(demo, RTMDET, human))

@@ -27,6 +27,7 @@ from mal_mmdet.datasets.transforms import ExpandBBox
 from mal_mmdet.labeling import (
     LabelShards,
     encode_mask,
+    file_sha256,
     label_writer,
     read_coco,
     segmentation_to_mask,
@@ -266,12 +267,30 @@ def test_labeling_in_the_work_dir_of_a_training(job, undisturbed, tmp_path):
     state = torch.load(others[0], weights_only=True)["state_dict"]
     later = {key: torch.zeros_like(value) for key, value in state.items()}
     torch.save(dict(state_dict=later, meta=dict(epoch=4, iter=9)), tmp_path / "work/epoch_4.pth")
-    (tmp_path / "work/last_checkpoint").write_text(str(tmp_path / "work/epoch_4.pth"))
+    for folder in (tmp_path / "work", tmp_path / "work/labeling"):
+        folder.mkdir(exist_ok=True)
+        (folder / "last_checkpoint").write_text(str(tmp_path / "work/epoch_4.pth"))
     out = tmp_path / "labels.json"
     assert generate_labels(cfg, *others, out, date="2020-02-02") == 0
     assert out.read_bytes() == undisturbed
     assert trained.read_text() == "# the training's\n"
     assert "LabelWriter" in (tmp_path / "work/labeling" / trained.name).read_text()
+
+
+def test_detections_that_change_while_they_are_labeled(tmp_path):
+    """As for boxes; the file of the images is the same."""
+    boxes, detections = tmp_path / "boxes.json", tmp_path / "results.json"
+    write_json(boxes, dict(images=[], annotations=[], categories=[]))
+    write_json(detections, [])
+    hashes = dict(boxes=file_sha256(boxes), detections=file_sha256(detections))
+    files = dict(ann_file=str(boxes), detections=str(detections))
+    writer = label_writer.LabelWriter(
+        **files, out_file=str(tmp_path / "out.json"), fingerprint=hashes
+    )
+    detections.write_text("[ ]")
+    with pytest.raises(RuntimeError, match=r"results\.json has been changed since labeling began"):
+        writer.evaluate(0)
+    assert not (tmp_path / "out.json").exists()
 
 
 def test_boxes_that_change_while_they_are_labeled(job, undisturbed, tmp_path, monkeypatch):
@@ -297,12 +316,16 @@ def test_boxes_that_change_while_they_are_labeled(job, undisturbed, tmp_path, mo
     assert out.read_bytes() == undisturbed
 
 
+class WideBBox(ExpandBBox):
+    pass
+
+
 def test_configs_in_python_hold_classes(job, undisturbed, tmp_path):
     cfg, *others = job
     cfg = copy.deepcopy(cfg)
     cfg.model.type = MaskAutoLabeler
     pipeline = cfg.test_dataloader.dataset.pipeline
-    pipeline[0].type = ExpandBBox
+    pipeline[0].type = WideBBox  # and may be the user's own
     out = tmp_path / "labels.json"
     assert generate_labels(cfg, *others, out, date="2020-02-02", margins=[0.3]) == 0
     assert out.read_bytes() == undisturbed

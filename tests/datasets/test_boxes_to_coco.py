@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from PIL import Image
 
-from mal_mmdet.datasets import boxes_to_coco, build_training_boxes
+from mal_mmdet.datasets import BoxCropDataset, boxes_to_coco, build_training_boxes
 from tests.conftest import ROOT
 from tests.tiny_sets import config_path, make_openimages, make_voc, set_data_root
 
@@ -51,8 +51,9 @@ def test_voc_with_difficult_objects_and_no_image_at_all(tmp_path):
 
 def test_openimages_with_a_group(tmp_path):
     make_openimages(tmp_path)
-    dataset = build_training_boxes(source("openimages", tmp_path))
-    coco = boxes_to_coco(dataset, tmp_path / "OpenImages")
+    cfg = source("openimages", tmp_path)
+    cfg.train_dataloader.dataset.type = BoxCropDataset  # as in a config in Python
+    coco = boxes_to_coco(build_training_boxes(cfg), tmp_path / "OpenImages")
     assert [i["file_name"] for i in coco["images"]] == ["train/000a1b.jpg", "train/000c2d.jpg"]
     assert [a["iscrowd"] for a in coco["annotations"]] == [0, 1, 0]
     expected = [[30, 18, 60, 54], [0, 0, 120, 90], [60, 0, 60, 45]]

@@ -91,7 +91,20 @@ def test_photographs_are_drawn_as_they_were_held(files):
     assert panel[-4:, :, 0].min() > 150 and panel[14:18, :4, 0].max() < 100
 
 
+def test_masks_fit_the_pixels_of_the_image(files):
+    """A square that is white in the image is covered by its mask to the last pixel."""
+    pixels = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+    pixels[4:20, 4:20] = 255
+    Image.fromarray(pixels).save(files[2] / "a.png")
+    draw_label_sheet(files[1], *files[1:], number=1, columns=1, size=22 * 4)
+    panel = np.asarray(Image.open(files[-1])).astype(int)[2:-2, 4:-4][:, 2 * 88 : 3 * 88]
+    white, grey = (panel.min(2) > 240), panel.max(2) - panel.min(2) < 30
+    assert not white.any() and grey[:10].all() and grey[:, :10].all()
+
+
 def test_bad_input(files):
+    with pytest.raises(ValueError, match=r"a\.png is also read"):
+        draw_label_sheet(*files[:3], files[2] / "a.png")
     with pytest.raises(ValueError, match="order is 'middle', but must be one of"):
         draw_label_sheet(*files, order="middle")
     pred, truth, *rest = files

@@ -12,7 +12,7 @@ import argparse
 from mmengine.config import Config, DictAction
 
 from mal_mmdet.datasets import boxes_to_coco, build_training_boxes
-from mal_mmdet.labeling import write_json
+from mal_mmdet.labeling import refuse_input, write_json
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,5 +38,7 @@ if __name__ == "__main__":
     args = parse_args()
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
-    write_json(args.boxes, boxes_to_coco(build_training_boxes(cfg), args.img_dir))
+    dataset = build_training_boxes(cfg)
+    refuse_input(args.boxes, getattr(dataset, "ann_file", None))  # several together have none
+    write_json(args.boxes, boxes_to_coco(dataset, args.img_dir))
     print(f"boxes: {args.boxes}")

@@ -5,8 +5,16 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from mal_mmdet.labeling import IMPORTS, import_boxes, read_classes, refuse_input, write_json
+from mal_mmdet.labeling import (
+    ENDINGS,
+    IMPORTS,
+    import_boxes,
+    read_classes,
+    refuse_input,
+    write_json,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,7 +37,7 @@ def parse_args() -> argparse.Namespace:
 
 if __name__ == "__main__":
     args = parse_args()
-    refuse_input(args.out, args.source)
+    refuse_input(args.out, args.source, *Path(args.source).rglob(f"*{ENDINGS[args.format]}"))
     classes = args.classes and read_classes(args.classes)
     coco = import_boxes(args.format, args.source, args.img_dir, classes)
     write_json(args.out, coco)
