@@ -194,6 +194,7 @@ def export_labels(
         FileExistsError: A file is there already, and would be lost; nothing is written then.
     """
     check_exportable(coco)
+    # Without annotations there is nothing to convert: that gives the names, at once.
     names = (name for name, _ in EXPORTS[format_name]({**coco, "annotations": []}))
     for path in (Path(out_dir) / name for name in names):
         if path.exists() and not overwrite:
