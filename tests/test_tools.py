@@ -156,6 +156,7 @@ def test_label_options_change_the_labels(trained, demo, tmp_path):
         "teacher": ["--source", "teacher"],
         "both": ["--source", "both"],
         "flip": ["--flip"],
+        "no-refine": ["--no-refine"],
         "threshold": ["--thresholds", "0.52"],
         "three": ["--thresholds", "0.5", "0.5", "0.52"],
         "margins": ["--margins", "0.3", "0.5"],
@@ -164,7 +165,7 @@ def test_label_options_change_the_labels(trained, demo, tmp_path):
         label(trained, demo / "boxes_val.json", demo / "val", out, *options)
         files[name] = json.dumps(read_coco(out)["annotations"])
     assert (tmp_path / "plain.json").read_bytes() == (tmp_path / "again.json").read_bytes()
-    assert len({files[k] for k in files if k not in ("again", "three")}) == 6
+    assert len({files[k] for k in files if k not in ("again", "three")}) == 7
     # Some boxes of the demo data are large.
     assert files["three"] != files["plain"]
 

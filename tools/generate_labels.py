@@ -55,6 +55,11 @@ def parse_args() -> argparse.Namespace:
         help="average with the mirrored crop (default: config)",
     )
     parser.add_argument(
+        "--refine",
+        action=argparse.BooleanOptionalAction,
+        help="refine masks by the mean field of the CRF loss (default: config)",
+    )
+    parser.add_argument(
         "--thresholds",
         nargs="+",
         type=float,
@@ -135,6 +140,7 @@ def main() -> int:
             args.out,
             label_source=args.source,
             flip_test=args.flip,
+            refine_test=args.refine,
             thresholds=args.thresholds,
             margins=args.margins,
             predict_dtype=args.dtype,

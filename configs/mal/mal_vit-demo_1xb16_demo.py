@@ -26,6 +26,8 @@ model = dict(
     # one of 128. The warm-up outlasts the first epoch here: this loss starts with the second.
     crf_loss=dict(zeta=0.3),
     flip_test=True,
+    # After so short a training masks have blunt tips and holes.
+    refine_test=True,
     thresholds=0.5)
 
 train_pipeline = _base_.train_pipeline

@@ -39,6 +39,7 @@ def generate_labels(
     *,
     label_source: str | None = None,
     flip_test: bool | None = None,
+    refine_test: bool | None = None,
     thresholds: Sequence[float] | None = None,
     margins: Sequence[float] | None = None,
     predict_dtype: str | None = None,
@@ -64,6 +65,7 @@ def generate_labels(
         out_file: COCO file to write; a report stands beside it, see :class:`LabelWriter`.
         label_source: Overrides the model's, see :class:`MaskAutoLabeler`.
         flip_test: Likewise.
+        refine_test: Likewise.
         thresholds: Likewise.
         margins: Overrides the test pipeline's, see :class:`ExpandBBox`: several average as many
             crops of each box.
@@ -104,6 +106,7 @@ def generate_labels(
     options = dict(
         label_source=label_source,
         flip_test=flip_test,
+        refine_test=refine_test,
         thresholds=thresholds,
         predict_dtype=predict_dtype,
     )
@@ -161,7 +164,7 @@ def generate_labels(
 
 def _provenance(cfg: Config, weights: str, date: str | None) -> dict:
     defaults = inspect.signature(MaskAutoLabeler).parameters
-    options = ("label_source", "flip_test", "thresholds")
+    options = ("label_source", "flip_test", "refine_test", "thresholds")
     expand = expand_step(cfg)
     info = dict(
         versions=_versions(),

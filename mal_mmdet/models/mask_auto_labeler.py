@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,12 @@ from torchvision.ops import clip_boxes_to_image
 from mal_mmdet.labeling import mask_quality, paste_mask, threshold_for_area
 from mal_mmdet.structures import box_masks, resample_maps
 
+from .losses import mean_field
+
 LABEL_SOURCES = ("student", "teacher", "both")
 HALF_LIMIT = torch.finfo(torch.float16).max
+MARGIN = 1.0
+"""In log-odds. With less the border between refined cells bends to what they were before."""
 PREDICT_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -46,6 +51,8 @@ class MaskAutoLabeler(BaseModel):
         label_source: Whose logits make the labels: ``'student'``, ``'teacher'`` or ``'both'``
             (their mean).
         flip_test: Whether to average the logits with those of the mirrored crop.
+        refine_test: Whether masks are refined by the mean field of the CRF loss, with its ζ, ω and
+            steps, as the targets of training are (not in the paper), see :func:`refine_logits`.
         thresholds: A mask is where the probability exceeds this; one value, or three for boxes
             up to 32² pixels, up to 96² pixels and larger.
         crops_per_batch: Most crops in one forward pass of prediction.
@@ -69,6 +76,7 @@ class MaskAutoLabeler(BaseModel):
         mirror_student: bool = False,
         label_source: str = "student",
         flip_test: bool = False,
+        refine_test: bool = False,
         thresholds: float | Sequence[float] = 0.1,
         crops_per_batch: int = 32,
         paste_masks: bool = True,
@@ -89,6 +97,7 @@ class MaskAutoLabeler(BaseModel):
         self.mirror_student = mirror_student
         self.label_source = label_source
         self.flip_test = flip_test
+        self.refine_test = refine_test
         self.thresholds = thresholds
         self.crops_per_batch = crops_per_batch
         self.paste_masks = paste_masks
@@ -206,8 +215,9 @@ class MaskAutoLabeler(BaseModel):
             The data samples, with ``pred_instances``: ``bboxes`` (N, 4), ``labels`` (N,),
             ``masks`` (N, H, W) as bool, and ``scores`` (N,), those of a detector where the boxes
             are its own, else the mean probability inside the mask; ``crop_bboxes`` (N, 4) and
-            ``thresholds`` (N,); ``mask_quality`` (N,), see :func:`mask_quality`; and ``ann_ids``
-            and ``ann_indices`` where the data set gives them. With ``paste_masks`` off there are,
+            ``thresholds`` (N,); ``mask_quality`` (N,), see :func:`mask_quality`, of the masks as
+            they are before they are refined, which ranks them better; and ``ann_ids`` and
+            ``ann_indices`` where the data set gives them. With ``paste_masks`` off there are,
             in place of masks and scores of its own, ``mask_probs`` (N, S, S) to paste. With
             ``return_features`` also ``features`` (N, C, h, w), unless N is 0: the encoder's last
             map of the teacher for the label source ``'teacher'``, else of the student. All are on
@@ -238,13 +248,7 @@ class MaskAutoLabeler(BaseModel):
         areas = _gather(data_samples, "areas")
         thresholds = [threshold_for_area(self.thresholds, area) for area in areas.tolist()]
         thresholds = areas.new_tensor(thresholds)
-        # No mask leaves its image, so what a box has outside is not judged either.
-        boxes = torch.cat(
-            [clip_boxes_to_image(s.gt_instances.ori_bboxes, s.ori_shape) for s in data_samples]
-        )
-        crops = _gather(data_samples, "crop_bboxes")
-        origin, extent = crops[:, :2], crops[:, 2:] - crops[:, :2]
-        boxes = (boxes - origin.tile(2)) / extent.tile(2)  # the crop is 1 × 1
+        boxes = boxes_in_crops(data_samples)
         if inputs.ndim == 5:
             frames = [s.gt_instances.view_bboxes for s in data_samples if len(s.gt_instances)]
             frames = torch.cat(frames)
@@ -259,7 +263,11 @@ class MaskAutoLabeler(BaseModel):
             cells = boxes[part] * boxes.new_tensor(views.shape[:1:-1]).tile(2)
             cells = cells.to(crop.device, non_blocking=True)
             limits = thresholds[part].to(crop.device, non_blocking=True)
-            logits = F.interpolate(views.mean(0)[:, None], crop.shape[2:], mode="bilinear")[:, 0]
+            logits = views.mean(0)
+            if self.refine_test:
+                field = self.crf_loss.mean_field_cfg
+                logits = refine_logits(logits, limits, cells, crop, **field)
+            logits = F.interpolate(logits[:, None], crop.shape[2:], mode="bilinear")[:, 0]
             found = dict(
                 mask_probs=logits.sigmoid(), mask_quality=mask_quality(views, limits, cells, crop)
             )
@@ -336,6 +344,48 @@ class MaskAutoLabeler(BaseModel):
         if "scores" in instances:
             pred.scores = instances.scores
         return pred
+
+
+def refine_logits(
+    logits: Tensor, thresholds: Tensor, bboxes: Tensor, images: Tensor, **mean_field_cfg: Any
+) -> Tensor:
+    """Logits that exceed their threshold where a mean field that starts from them ends in mask.
+
+    That moves borders to edges of colour and closes holes, as it does in the targets of training,
+    which a network that was trained shortly is far from having fitted. How sure the network is of a cell stays as it was where both agree.
+
+    Args:
+        logits: (B, h, w).
+        thresholds: Probabilities above which a cell of each mask is foreground, (B,); there the
+            mean field starts undecided.
+        bboxes: (B, 4), in cells of the logits. Outside them nothing is foreground.
+        images: Normalised crops of that frame, (B, 3, S, S).
+        **mean_field_cfg: See :func:`mean_field`.
+
+    Returns:
+        (B, h, w), at least ``MARGIN`` above the threshold's logit, or at least that below; as
+        given where the mean field leaves nothing of an object.
+    """
+    limits = torch.logit(thresholds)[:, None, None]
+    logits, size = logits - limits, logits.shape[1:]
+    images = F.interpolate(images.float(), size, mode="bilinear")
+    masks = mean_field(logits.sigmoid(), box_masks(bboxes, size), images, **mean_field_cfg)
+    refined = torch.where(masks, logits.clamp(min=MARGIN), logits.clamp(max=-MARGIN))
+    return limits + torch.where(masks.any(2).any(1)[:, None, None], refined, logits)
+
+
+def boxes_in_crops(data_samples: list[DetDataSample]) -> Tensor:
+    """Boxes of data samples as :meth:`MaskAutoLabeler.predict` takes them, in the crops' frame.
+
+    Returns:
+        (ΣN, 4), in crops of 1 × 1. No mask leaves its image, so what a box has outside is left out.
+    """
+    boxes = torch.cat(
+        [clip_boxes_to_image(s.gt_instances.ori_bboxes, s.ori_shape) for s in data_samples]
+    )
+    crops = _gather(data_samples, "crop_bboxes")
+    origin, extent = crops[:, :2], crops[:, 2:] - crops[:, :2]
+    return (boxes - origin.tile(2)) / extent.tile(2)
 
 
 def gpu_is_ready(device: torch.device) -> Callable[[], None]:

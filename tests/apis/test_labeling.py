@@ -253,6 +253,7 @@ def test_provenance(job, tmp_path):
     assert info["versions"]["torch"] == torch.__version__ and "date" not in info
     assert info["config"] == "mal_vit-demo_1xb16_demo"
     assert info["thresholds"] == [0.4] and info["label_source"] == "both"
+    assert info["refine_test"] is True and info["flip_test"] is False
     assert len(info["weights_sha256"]) == 64
 
 

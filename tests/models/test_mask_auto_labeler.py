@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib
+import math
 import pickle
 
 import numpy as np
@@ -14,8 +15,9 @@ from mmengine.structures import InstanceData
 
 from mal_mmdet.datasets.transforms.formatting import empty_instances
 from mal_mmdet.labeling import arrived, mask_window
-from mal_mmdet.models.mask_auto_labeler import warmup_factor
+from mal_mmdet.models.mask_auto_labeler import refine_logits, warmup_factor
 from tests.conftest import ROOT, tiny_config
+from tests.models.losses.test_mean_field import naive_mean_field
 
 MODULE = importlib.import_module("mal_mmdet.models.mask_auto_labeler")
 SIZE = 32
@@ -250,7 +252,7 @@ def test_what_lies_outside_the_image_is_not_judged(model, monkeypatch):
 
 
 def test_predict_in_bfloat16_is_near_float32(model):
-    model.paste_masks = False
+    model.paste_masks = model.refine_test = False
     crop, sample = torch.randn(1, 3, SIZE, SIZE), image_sample([[10, 10, 30, 40]], [[8, 6, 32, 44]])
     (exact,) = model(crop, [sample.clone()], mode="predict")
     model.predict_dtype = torch.bfloat16
@@ -286,6 +288,53 @@ def test_label_sources_flip_and_batches(model):
     mirrored = model.student(crops.flip(3), areas).flip(2)
     torch.testing.assert_close(model.mask_logits(crops, areas), (student + mirrored) / 2)
     assert not torch.allclose(student, mirrored)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.1])
+def test_refined_logits_have_the_sign_of_the_mean_field(threshold):
+    """Against the method as stated, pixel by pixel."""
+    height, width, steps, zeta = 12, 10, 20, 0.4
+    limit = math.log(threshold / (1 - threshold))
+    noise = limit + 2 * torch.randn(3, height, width, dtype=torch.float64)
+    noise[:, 3:9, 2:7] += 2  # the object
+    noise[2] = limit - 3  # nothing of it is left
+    images = 0.2 * torch.randn(3, 3, height, width, dtype=torch.float64)
+    images[:, :, 3:9, 2:7] += 2
+    boxes = torch.tensor([[1.0, 2.0, 8.0, 10.0], [2.0, 3.0, 7.0, 9.0], [0.0, 0.0, 10.0, 12.0]])
+    cells = torch.zeros(3, height, width, dtype=torch.float64)
+    for cell, (x0, y0, x1, y1) in zip(cells, boxes.int().tolist()):
+        cell[y0:y1, x0:x1] = 1
+    field = dict(zeta=zeta, omega=1.0, kernel_size=3, num_steps=steps)
+    refined = refine_logits(noise, torch.tensor([threshold] * 3), boxes, images, **field)
+
+    probs = (noise - limit).sigmoid()
+    masks = naive_mean_field(probs, cells, images, zeta, 1.0, 3, steps, eps=0)
+    above, before = refined - limit, noise - limit
+    assert masks[:2].any() and not masks[2].any()
+    assert torch.equal(above[:2] > 0, masks[:2]) and (above[:2].abs() >= 0.9999).all()
+    assert ((before[:2] > 0) != masks[:2]).any()
+    kept = ((before > 0) == masks) & (before.abs() > 1)
+    torch.testing.assert_close(above[kept].double(), before[kept], atol=1e-5, rtol=0)
+    torch.testing.assert_close(refined[2].double(), noise[2], atol=1e-5, rtol=0)
+
+
+def test_refined_masks_and_unrefined_quality(model, monkeypatch):
+    """A hole in a plain object is closed; the quality is that of the mask with the hole."""
+    logits = torch.full((16, 16), -4.0)
+    logits[4:12, 4:12] = 4.0
+    logits[7:9, 7:9] = -1.0
+    monkeypatch.setattr(model, "view_logits", lambda crops, areas: logits[None, None])
+    found = []
+    for refine in (False, True):
+        model.refine_test = refine
+        sample = image_sample([[16, 16, 48, 48]], [[0, 0, 64, 64]], shape=(64, 64))
+        (result,) = model(torch.zeros(1, 3, SIZE, SIZE), [sample], mode="predict")
+        found.append(result.pred_instances)
+    without, refined = found
+    assert not without.masks[0, 30:34, 30:34].any() and refined.masks[0, 20:44, 20:44].all()
+    assert not refined.masks[0, :14].any() and not refined.masks[0, :, 50:].any()
+    assert torch.equal(without.mask_quality, refined.mask_quality)
+    assert 0.9 < refined.scores < 1
 
 
 def test_unknown_options_are_named():
@@ -353,7 +402,7 @@ def test_networks_that_are_cast_predict_as_autocast_does(model):
     crop, boxes = torch.randn(2, 3, SIZE, SIZE), [[10, 10, 30, 40], [5, 20, 15, 30]]
     crops = [[8, 6, 32, 44], [3, 18, 17, 32]]
     model.eval()
-    model.paste_masks = False
+    model.paste_masks = model.refine_test = False
     model.predict_dtype = torch.bfloat16
     (mixed,) = model(crop, [image_sample(boxes, crops)], mode="predict")
     model.cast_networks()

@@ -46,7 +46,7 @@ from mal_mmdet.labeling import label_writer as writer_module
 from mal_mmdet.labeling import paste as paste_module
 from mal_mmdet.models import MaskAutoLabeler
 from mal_mmdet.models import mask_auto_labeler as model_module
-from mal_mmdet.models.mask_auto_labeler import PREDICT_DTYPES
+from mal_mmdet.models.mask_auto_labeler import PREDICT_DTYPES, boxes_in_crops
 from mal_mmdet.progress import track
 
 FILES = 50  # that images share, so that many can be made quickly; each is read all the same
@@ -157,8 +157,9 @@ def label(runner: Runner, watch: Stopwatch) -> None:
     pipeline = dataset.pipeline
     dataset.pipeline = watch.timed("crop", pipeline)
     model.view_logits = watch.timed_on_device("network", model.view_logits)
-    quality = model_module.mask_quality
+    quality, refine = model_module.mask_quality, model_module.refine_logits
     model_module.mask_quality = watch.timed_on_device("quality", quality)
+    model_module.refine_logits = watch.timed_on_device("refine", refine)
     originals = paste_module.mask_window, writer_module.encode_window
     paste_module.mask_window = _thread_timed(watch, "paste", originals[0])
     writer_module.encode_window = _thread_timed(watch, "encode", originals[1])
@@ -168,7 +169,8 @@ def label(runner: Runner, watch: Stopwatch) -> None:
         watch.timed("in all", loop.run)()
     finally:
         paste_module.mask_window, writer_module.encode_window = originals
-        LabelShards.write, model_module.mask_quality = write, quality
+        LabelShards.write = write
+        model_module.mask_quality, model_module.refine_logits = quality, refine
         del dataset._load, model.view_logits
         dataset.pipeline = pipeline
 
@@ -194,6 +196,7 @@ def label_plainly(
     rles, size = {}, model.crops_per_batch
     read, crop = watch.timed("read", dataset._load), watch.timed("crop", dataset.pipeline)
     predict = watch.timed_on_device("network", model.mask_logits)
+    refine = watch.timed_on_device("refine", model_module.refine_logits)
 
     def finish(samples: list[dict]) -> None:
         data = dict(
@@ -201,13 +204,19 @@ def label_plainly(
             data_samples=[sample["data_samples"] for sample in samples],
         )
         data = model.data_preprocessor(data)
-        areas = torch.cat([s.gt_instances.areas for s in data["data_samples"]])
-        logits = predict(data["inputs"], areas)
-        logits = F.interpolate(logits[:, None], data["inputs"].shape[2:], mode="bilinear")
-        for prob, sample in zip(logits.sigmoid().cpu(), data["data_samples"]):
+        crops, samples = data["inputs"], data["data_samples"]
+        areas = torch.cat([s.gt_instances.areas for s in samples])
+        thresholds = [threshold_for_area(model.thresholds, area) for area in areas.tolist()]
+        logits = predict(crops, areas)
+        if model.refine_test:
+            limits = torch.tensor(thresholds, device=logits.device)
+            cells = (boxes_in_crops(samples) * logits.shape[-1]).to(logits.device)
+            logits = refine(logits, limits, cells, crops, **model.crf_loss.mean_field_cfg)
+        logits = F.interpolate(logits[:, None], crops.shape[2:], mode="bilinear")
+        for prob, sample, threshold in zip(logits.sigmoid().cpu(), samples, thresholds):
             index = int(sample.gt_instances.ann_indices[0])
             full = watch.timed("paste", paste)(prob, sample)
-            mask = full > threshold_for_area(model.thresholds, float(sample.gt_instances.areas))
+            mask = full > threshold
             if not mask.any():
                 mask = full >= full.max() / 2
             rles[index] = watch.timed("encode", encode)(mask)
@@ -324,7 +333,7 @@ def main() -> None:
                     if iou < IOU_OF_SAME:
                         raise RuntimeError(f"the pipelines disagree: mean IoU is {iou:.3f}")
     table = Table("ms a box (median of runs)", "labeling", *(["plain"] if plain else []))
-    stages = ["read", "crop", "network", "quality", "paste", "encode", "write", "in all"]
+    stages = ["read", "crop", "network", "quality", "refine", "paste", "encode", "write", "in all"]
     medians = [
         {s: statistics.median(run.get(s, 0.0) for run in runs[1:]) / number for s in stages}
         for runs in (ours, plain)
