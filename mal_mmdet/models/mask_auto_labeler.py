@@ -352,8 +352,8 @@ def refine_logits(
     """Logits that exceed their threshold where a mean field that starts from them ends in mask.
 
     That moves borders to edges of colour and closes holes, as it does in the targets of training,
-    which a network that was trained shortly is far from having fitted. How sure the network is of
-    a cell stays as it was where both agree.
+    which a network trained for a short time is far from having fitted. How sure the network is of a
+    cell stays as it was where both agree.
 
     Args:
         logits: (B, h, w).
