@@ -21,6 +21,7 @@ from mal_mmdet.structures import box_masks, resample_maps
 from .losses import mean_field
 
 LABEL_SOURCES = ("student", "teacher", "both")
+EPS = 1e-6  # thresholds of 0 and 1 have no finite logit
 HALF_LIMIT = torch.finfo(torch.float16).max
 MARGIN = 1.0
 """In log-odds. With less the border between refined cells bends to what they were before."""
@@ -367,7 +368,7 @@ def refine_logits(
         (B, h, w), at least ``MARGIN`` above the threshold's logit, or at least that below; as
         given where the mean field leaves nothing of an object.
     """
-    limits = torch.logit(thresholds)[:, None, None]
+    limits = torch.logit(thresholds, EPS)[:, None, None]
     logits, size = logits - limits, logits.shape[1:]
     images = F.interpolate(images.float(), size, mode="bilinear")
     masks = mean_field(logits.sigmoid(), box_masks(bboxes, size), images, **mean_field_cfg)

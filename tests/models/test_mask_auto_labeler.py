@@ -318,6 +318,13 @@ def test_refined_logits_have_the_sign_of_the_mean_field(threshold):
     torch.testing.assert_close(refined[2].double(), noise[2], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_thresholds_without_a_finite_logit(threshold):
+    logits, boxes = torch.randn(1, 8, 8), torch.tensor([[1.0, 1.0, 7.0, 7.0]])
+    refined = refine_logits(logits, torch.tensor([threshold]), boxes, torch.zeros(1, 3, 8, 8))
+    assert refined.isfinite().all()
+
+
 def test_refined_masks_and_unrefined_quality(model, monkeypatch):
     """A hole in a plain object is closed; the quality is that of the mask with the hole."""
     logits = torch.full((16, 16), -4.0)
