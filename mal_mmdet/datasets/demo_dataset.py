@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from pycocotools import mask as mask_utils
 
 from mal_mmdet.labeling import encode_mask, write_boxes_only, write_json
 from mal_mmdet.progress import track
@@ -49,14 +50,15 @@ def make_demo_dataset(out: str | Path, seed: int, num_train: int, num_val: int) 
             Image.fromarray(image).save(out / split / name, quality=95)
             coco["images"].append(dict(id=image_id, file_name=name, width=SIZE, height=SIZE))
             for category, mask in objects:
+                rle = encode_mask(mask)
                 annotation = dict(
                     id=len(coco["annotations"]) + 1,
                     image_id=image_id,
                     category_id=category + 1,
-                    bbox=mask_bbox(mask),
+                    bbox=mask_utils.toBbox(rle).tolist(),
                     area=int(mask.sum()),
                     iscrowd=0,
-                    segmentation=encode_mask(mask),
+                    segmentation=rle,
                 )
                 coco["annotations"].append(annotation)
         write_json(out / f"instances_{split}.json", coco)
@@ -162,10 +164,3 @@ def outlines(category: str) -> list[tuple[int, np.ndarray]]:
         ends = np.array([(0.8, -1.0), (0.8, -0.4)]), np.array([(0.8, 0.4), (0.8, 1.0)])
         return [(255, np.concatenate([outer, ends[0], inner, ends[1]]))]
     raise ValueError(f"category is {category!r}, but must be one of {CATEGORIES}")
-
-
-def mask_bbox(mask: np.ndarray) -> list[float]:
-    """Tight COCO box ``[x, y, w, h]`` of a mask (H, W)."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1
-    return [float(v) for v in box]
