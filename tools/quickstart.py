@@ -227,8 +227,9 @@ def main() -> None:
     summary = summarize(work_dir, stages.seconds)
     write_json(work_dir / "summary.json", summary, indent=1)
     print_summary(summary)
-    console.print(f"summary: {work_dir / 'summary.json'}\nlabels:  {labels['mal']}")
-    console.print(f"picture: {picture}")
+    files = dict(summary=work_dir / "summary.json", labels=labels["mal"], picture=picture)
+    for name, path in files.items():
+        console.print(f"{name + ':':8} {os.path.relpath(path)}")
 
 
 def operators_on_gpu() -> bool:

@@ -19,6 +19,7 @@ from pycocotools import mask as mask_utils
 from mal_mmdet.progress import track
 
 from .coco_file import find_broken_images, find_problems, image_file, write_text
+from .images import leaves_folder
 from .polygons import join_parts, mask_problem, mask_to_polygons, segmentation_to_mask
 
 LONGEST_NAME = 200  # of a file, in bytes; most file systems take 255, and endings come to it
@@ -145,14 +146,19 @@ def check_exportable(coco: dict[str, Any]) -> None:
     """Checks that a COCO file can be exported.
 
     Raises:
-        ValueError: As :func:`check_masks`, a name cannot be written, or two images would share a
-            file.
+        ValueError: As :func:`check_masks`, a name cannot be written, an image lies outside its
+            folder, or two images would share a file.
     """
-    check_masks(coco)
+    check_masks(coco, allow_outside=True)
     for name in (str(category["name"]) for category in coco["categories"]):
         if not _is_unicode(name):
             raise ValueError(f"the category {name!r:.60} is no text that a file can hold")
     for name in map(image_file, coco["images"]):
+        if leaves_folder(name):
+            raise ValueError(
+                f"the image {name!r:.60} lies outside the folder of the images, and so would its "
+                "labels outside theirs; expected file names without '..' that are not absolute"
+            )
         length = len(Path(name).name.encode()) if _is_unicode(name) else 0
         if "\0" in name or not 0 < length <= LONGEST_NAME:
             raise ValueError(
