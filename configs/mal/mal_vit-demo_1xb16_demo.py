@@ -5,7 +5,7 @@ _base_ = [
 ]
 data_root = 'data/demo/'
 crop_size = 64
-max_epochs = 11
+max_epochs = 24
 
 model = dict(
     network=dict(
@@ -13,14 +13,14 @@ model = dict(
             _delete_=True,
             type='mmpretrain.VisionTransformer',
             arch=dict(
-                embed_dims=128,
+                embed_dims=64,
                 num_layers=4,
-                num_heads=4,
-                feedforward_channels=256),
+                num_heads=2,
+                feedforward_channels=128),
             img_size=crop_size,
             patch_size=4,
             out_type='featmap'),
-        decoder=dict(in_channels=128, channels=48)),
+        decoder=dict(in_channels=64, channels=32)),
     mil_loss=dict(warmup_iters=50),
     # Neighbours in a mask of 64 cells lie further apart in the image, and in colour, than in
     # one of 128. The warm-up outlasts the first epoch here: this loss starts with the second.

@@ -6,7 +6,7 @@ model = dict(
         backbone=dict(
             _delete_=True,
             type='mmpretrain.ConvNeXt',
-            arch=dict(depths=[2, 4], channels=[64, 128]),
+            arch=dict(depths=[2, 4], channels=[32, 64]),
             stem_patch_size=2,
             out_indices=(1, ),
             gap_before_final_norm=False)))

@@ -6,7 +6,7 @@ model = dict(
         backbone=dict(
             _delete_=True,
             type='mmpretrain.SwinTransformer',
-            arch=dict(embed_dims=64, depths=[2, 4], num_heads=[2, 4]),
+            arch=dict(embed_dims=32, depths=[2, 4], num_heads=[1, 2]),
             img_size=64,
             patch_size=2,
             window_size=4,
