@@ -8,7 +8,12 @@ test_cfg = dict(type='TestLoop')
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(
-        type='AdamW', lr=base_lr, betas=(0.9, 0.9), eps=1e-8, weight_decay=5e-4))
+        type='AdamW',
+        lr=base_lr,
+        betas=(0.9, 0.9),
+        eps=1e-8,
+        weight_decay=5e-4,
+        fused=True))
 param_scheduler = [
     dict(
         type='LinearLR',

@@ -1,4 +1,4 @@
 # The paper's schedule in mixed precision.
 _base_ = './mal_10e.py'
 
-optim_wrapper = dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic', optimizer=dict(fused=True))
+optim_wrapper = dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
