@@ -11,7 +11,9 @@ import pytest
 import torch
 import yapf.yapflib.yapf_api
 from mmdet.utils import register_all_modules
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
+from mmengine.logging import MessageHub, MMLogger
 
 import mal_mmdet  # noqa: F401
 from mal_mmdet.datasets.demo_dataset import make_demo_dataset
@@ -48,8 +50,19 @@ def _no_launcher(monkeypatch):
             monkeypatch.delenv(name)
 
 
+def forget_runners() -> None:
+    """The next runner of this process gets a logger and visualizer of its own.
+
+    Runners name theirs by config file and second, and take what is there of that name, with
+    the level and the stream of an earlier test.
+    """
+    for manager in (MMLogger, MessageHub, DetLocalVisualizer):
+        manager._instance_dict.clear()
+
+
 @pytest.fixture(autouse=True)
 def _scope_and_seed():
+    forget_runners()
     register_all_modules(init_default_scope=True)  # a runner in a test changes the scope
     torch.manual_seed(0)
     np.random.seed(0)

@@ -212,7 +212,6 @@ def test_training_and_testing(demo, tmp_path, request, capsys, shown):
         terminal = request.getfixturevalue("terminal")
     options = {"log_level": "INFO", "default_hooks.logger.interval": 2}
     cfg = tiny_config(demo, tmp_path, **options, **{"train_cfg.max_epochs": 1})
-    cfg.visualizer.name = cfg.experiment_name = tmp_path.name
     runner = Runner.from_cfg(cfg)
     runner.register_hook(ProgressHook())
     runner.train()

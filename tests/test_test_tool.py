@@ -14,7 +14,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mal_mmdet.datasets.demo_dataset import SIZE
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import ROOT, forget_runners, tiny_config
 
 
 @pytest.fixture
@@ -22,6 +22,7 @@ def tool(monkeypatch):
     """Runs the tool in this process, which has its imports already."""
 
     def run(*args) -> None:
+        forget_runners()
         monkeypatch.setattr(sys, "argv", ["test.py", *map(str, args)])
         runpy.run_path(str(ROOT / "tools/test.py"), run_name="__main__")
 
@@ -30,7 +31,6 @@ def tool(monkeypatch):
 
 def save_untrained(cfg, folder):
     """Config and checkpoint of random weights, as files."""
-    cfg.visualizer.name = folder.name  # of one name there is one in a process
     cfg.dump(folder / "config.py")
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
@@ -76,13 +76,7 @@ def test_the_checkpoint_that_is_named_is_tested(demo, tmp_path, tool, capsys):
     (work / "last_checkpoint").write_text(str(work / "epoch_4.pth"))
     found = []
     for resume in (False, True):
-        tool(
-            config,
-            checkpoint,
-            "--cfg-options",
-            f"resume={resume}",
-            f"visualizer.name=resume-{resume}",
-        )
+        tool(config, checkpoint, "--cfg-options", f"resume={resume}")
         found += re.findall(r"mask/miou: ([\d.]+)", capsys.readouterr().out)
     assert len(found) == 2 and found[0] == found[1]
 

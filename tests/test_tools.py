@@ -24,7 +24,6 @@ import pytest
 import torch
 from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
@@ -32,7 +31,7 @@ from pycocotools.cocoeval import COCOeval
 
 from mal_mmdet.datasets.demo_dataset import SIZE
 from mal_mmdet.labeling import read_coco, write_json
-from tests.conftest import ROOT, free_port, tiny_config
+from tests.conftest import ROOT, forget_runners, free_port, tiny_config
 from tests.doc_blocks import arguments
 from tests.tiny_sets import config_path, make_voc
 
@@ -47,7 +46,7 @@ def run(script, *args, code=0):
     """Runs a tool in this process; an uncaught error is printed and ends it with 1."""
     stdout, stderr, found = io.StringIO(), io.StringIO(), 0
     path = ROOT / script
-    MMLogger._instance_dict.clear()  # runs of one second would share a logger, and its stream
+    forget_runners()
     with arguments(path, [*map(str, args)]), redirect_stdout(stdout), redirect_stderr(stderr):
         try:
             runpy.run_path(str(path), run_name="__main__")

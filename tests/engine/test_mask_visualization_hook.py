@@ -7,19 +7,19 @@ from PIL import Image
 
 from mal_mmdet.engine import MaskVisualizationHook
 from mal_mmdet.engine.mask_visualization_hook import student_probs
-from tests.conftest import tiny_config
+from tests.conftest import forget_runners, tiny_config
 
 DROPOUT = {"model.network.backbone.drop_rate": 0.3, "model.network.backbone.drop_path_rate": 0.2}
 
 
 def config(demo, work_dir, *hooks, **options):
     cfg = tiny_config(demo, work_dir, **{"train_cfg.max_epochs": 1, **DROPOUT, **options})
-    cfg.visualizer.name = str(work_dir)  # of one name there is one in a process
     cfg.custom_hooks = [cfg.custom_hooks[0], *hooks]
     return cfg
 
 
 def train(cfg):
+    forget_runners()
     runner = Runner.from_cfg(cfg)
     runner.train()
     return runner
