@@ -8,8 +8,8 @@ from importlib import import_module
 # version comparison serves the others.
 REQUIRED = {
     "mmengine": ("0.10.12", "onedl-mmengine"),
-    "torch": ("2.6.0", "torch"),
-    "torchvision": ("0.21.0", "torchvision"),
+    "torch": ("2.7.0", "torch"),
+    "torchvision": ("0.22.0", "torchvision"),
     "mmcv": ("2.3.0", "onedl-mmcv"),
     "mmcv.ops": (None, "--no-build-isolation --no-cache-dir onedl-mmcv"),
     "mmdet": ("3.5.0", "onedl-mmdetection"),

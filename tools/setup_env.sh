@@ -33,12 +33,12 @@ fail() { echo "$*" >&2; exit 1; }
 pip() { "$python" -m pip --disable-pip-version-check "$@"; }
 
 # What is installed: the device asked for, and the files that say what to install. When they
-# change, the installation runs again; "auto" is content with either device.
+# change, the installation runs again. Operators for a GPU run on the CPU as well.
 stamp="$venv/.mal_mmdet_installed"
 wanted="$(cd "$root" && cat "$constraints" requirements.txt requirements-dev.txt setup.py)"
 if [ -f "$stamp" ] && [ "$(tail -n +2 "$stamp")" = "$wanted" ]; then
     installed="$(head -n 1 "$stamp")"
-    if [ "$device" = auto ] || [ "$device" = "$installed" ]; then
+    if [ "$device" != cuda ] || [ "$installed" = cuda ]; then
         exit 0
     fi
 fi
@@ -66,36 +66,7 @@ pip install -q -c "$constraints" torch torchvision
 # Building mmcv needs a setuptools that reads SPDX licences and still has pkg_resources.
 pip install -q 'setuptools>=77,<82' wheel ninja psutil packaging
 
-# Where mmcv's operators will run: "cpu", or "cuda<version>-sm<capability>".
-ops="$("$python" - "$device" <<'PY'
-import os, re, shutil, subprocess, sys
-import torch
-from torch.utils.cpp_extension import CUDA_HOME
-
-def choose(device):
-    if device == "cpu":
-        return "cpu", "the CPU was asked for"
-    if not torch.cuda.is_available():
-        if device == "cuda":
-            sys.exit("--device cuda was asked for, but torch finds no NVIDIA GPU")
-        return "cpu", "no NVIDIA GPU found"
-    found = None
-    nvcc = shutil.which(os.path.join(CUDA_HOME, "bin", "nvcc")) if CUDA_HOME else None
-    if nvcc:
-        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-        match = re.search(r"release (\d+\.\d+)", text)
-        found = match and match[1]
-    if found != torch.version.cuda:
-        return "cpu", (f"torch needs nvcc {torch.version.cuda}, found {found or 'none'}; "
-                       "phase 1 runs on the GPU, phase 2 on the CPU")
-    major, minor = torch.cuda.get_device_capability()
-    return f"cuda{found}-sm{major}.{minor}", f"nvcc {found} matches torch"
-
-ops, why = choose(sys.argv[1])
-print(f"mmcv's operators will be for {ops}: {why}", file=sys.stderr)
-print(ops)
-PY
-)"
+ops="$("$python" "$root/tools/mmcv_operators.py" "$device")"
 tag="$("$python" -c 'import sys, torch
 print("cp%d%d-torch%s" % (*sys.version_info[:2], torch.__version__.split("+")[0]))')-$ops"
 mmcv="$(grep '^onedl-mmcv==' "$constraints")" || fail "$constraints does not pin onedl-mmcv"
@@ -126,6 +97,8 @@ if ! ls "$cache"/onedl_mmcv-"${mmcv#*==}"-*.whl >/dev/null 2>&1; then
                END { print "" }'
     if [ "$(tail -n 1 "$log")" != "exit code 0" ]; then
         tail -n 20 "$log" >&2
+        [ "$ops" = cpu ] || echo "building for the GPU needs the whole CUDA toolkit, with headers;" \
+            "with --device cpu phase 1 can still run on the GPU, and phase 2 on the CPU" >&2
         fail "mmcv could not be built; the whole log is $log"
     fi
     mv "$build"/*.whl "$cache/"

@@ -296,7 +296,7 @@ for dtype in ("fp32", "fp64"):
 
 
 def test_the_kernel_compiles_for_gpus():
-    """In a process of its own: Triton 3.2's interpreter leaves its language changed."""
+    """In a process of its own: Triton's interpreter leaves its language changed."""
     pytest.importorskip("triton", reason="no Triton")
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
