@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import socket
@@ -21,9 +22,20 @@ from mal_mmdet.datasets.demo_dataset import make_demo_dataset
 ROOT = Path(__file__).parents[1]
 LAUNCHER = {"NNODES", "NODE_RANK", "PORT", "MASTER_ADDR", "MASTER_PORT"}
 LAUNCHER |= {"RANK", "LOCAL_RANK", "WORLD_SIZE"}
+OPTIONS = {"GPUS_PER_NODE", "CPUS_PER_TASK", "GRES", "SRUN_ARGS"}  # of tools/slurm_*.sh
 FEW_AND_LONG = {"test_training.py", "test_full_disk.py", "test_tutorial.py", "test_soak.py"}
 FEW_AND_LONG |= {"test_distributed.py"}
 
+# What tests find in the environment is what they put there. They run on the CPU, unless a GPU is
+# named.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+for name in ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE"):
+    os.environ.pop(name, None)
+
+# Each process of tests has ports of its own, below those that the kernel gives to whoever asks.
+PORTS = itertools.count(20_000 + os.getpid() * 37 % 12_000)
+
+os.chdir(ROOT)  # from where forked.py's server imports tests
 torch.set_num_threads(1)  # the tests' networks are too small to share
 register_all_modules(init_default_scope=True)
 # A runner formats its config four times, which takes longer than most runs in these tests.
@@ -37,16 +49,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def free_port() -> str:
     """A port of this machine that nobody listens to, for ``MASTER_PORT``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+    for port in PORTS:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return str(port)
 
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch):
     """Tests that run inside of a job of a cluster are no part of it."""
     for name in list(os.environ):
-        if name.startswith("SLURM_") or name in LAUNCHER:
+        if name.startswith("SLURM_") or name in LAUNCHER | OPTIONS:
             monkeypatch.delenv(name)
 
 

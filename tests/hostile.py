@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import cv2
 import numpy as np
+import torch
 from mmdet.registry import DATASETS, MODELS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -39,6 +40,7 @@ class Labeler:
 
     def __init__(self, folder: Path, cfg: Config) -> None:
         self.cfg = cfg
+        torch.manual_seed(0)
         self.model = MODELS.build(cfg.model)
         self.model.eval()
         self.model.paste_masks = False  # as in labeling

@@ -60,7 +60,7 @@ class Page(HTMLParser):
 def build_site(root: Path, out: Path) -> str:
     """Builds the site as a release does; returns its warnings, each of which fails the build."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", out]  # -q hides warnings
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     lines = (done.stdout + done.stderr).splitlines()
     warnings = [line for line in lines if not line.startswith("INFO")]
     assert bool(warnings) == bool(done.returncode), done.stderr

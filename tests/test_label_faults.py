@@ -56,7 +56,8 @@ def undisturbed(job, tmp_path_factory):
 def signal_everyone():
     """As Slurm does, and the launcher of PyTorch on top."""
     workers = [str(worker.pid) for worker in multiprocessing.active_children()]
-    subprocess.run(["kill", "-TERM", *workers, str(os.getpid())], check=True)
+    pids = [*workers, str(os.getpid())]
+    subprocess.run(["sh", "-c", 'kill -TERM "$@"', "sh", *pids], check=True)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -120,15 +120,18 @@ def test_signals_end_the_stages(meet, number):
     (meet / "long.py").write_text(
         "import os, pathlib, sys, time\n"
         "pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     job = subprocess.Popen([sys.executable, meet / "job.py"], stderr=subprocess.PIPE)
-    end = time.monotonic() + 60
-    while not all((meet / name).exists() and (meet / name).read_text() for name in "ab"):
-        assert time.monotonic() < end and job.poll() is None
-        time.sleep(0.05)
-    job.send_signal(number)
-    job.communicate(timeout=30)
+    end = time.monotonic() + 300
+    try:
+        while not all((meet / name).exists() and (meet / name).read_text() for name in "ab"):
+            assert time.monotonic() < end and job.poll() is None
+            time.sleep(0.05)
+        job.send_signal(number)
+        job.communicate(timeout=120)
+    finally:
+        job.kill()
     assert job.returncode
     for name in "ab":
         assert not Path(f"/proc/{(meet / name).read_text()}").exists()

@@ -36,7 +36,7 @@ print(get_config("mal_mmdet::mal/mal_vit-base-mae_8xb4-10e_coco.py").model.type)
 
 
 def run(*command, **options) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, **options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
     assert not done.returncode, done.stdout + done.stderr
     return done.stdout
 

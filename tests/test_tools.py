@@ -375,7 +375,7 @@ def test_testing_without_a_checkpoint_starts_from_the_configs_weights(trained, t
             env = os.environ | dict(RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost")
             env |= dict(MASTER_PORT=free_port(), CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
             command = [*map(str, command), *options]
-            done = subprocess.run(command, env=env, capture_output=True, text=True)
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
             assert done.returncode == 0, done.stderr[-2000:]
         (figures,) = (tmp_path / f"{i}").glob("*/*.json")
         scores.append(json.loads(figures.read_text())["clustering/score"])

@@ -181,6 +181,7 @@ def test_dist_train_and_dist_test_run_on_the_cpu(demo, tmp_path):
     cfg.dump(tmp_path / "config.py")
     env = os.environ | dict(
         CUDA_VISIBLE_DEVICES="",
+        OMP_NUM_THREADS="1",  # as the launcher has it for each of several processes
         PORT=free_port(),
         PATH=f"{Path(sys.executable).parent}:{os.defpath}",
     )

@@ -73,11 +73,11 @@ class Stages:
             stage.update(spans=[], done=False)  # its result was deleted: a new start
         log_file = self.logs / (re.sub(r"\W+", "-", name).lower() + ".log")
         env = os.environ | ({} if use_gpu else HIDE_GPU)
+        start = time.time()  # of a clock that goes on when the job is run again
         process = self._start(name, words, env)
         console.print(
             f"{name}: python {shlex.join(words)}", style="dim", soft_wrap=True, markup=False
         )
-        start = time.time()  # of a clock that goes on when the job is run again
         last_lines: deque[str] = deque(maxlen=15)
         try:
             with open(log_file, "a") as log:

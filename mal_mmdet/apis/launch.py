@@ -124,13 +124,21 @@ def set_launcher(cfg: Config, launcher: str, timeout: int | None = None) -> None
 
     Raises:
         ValueError: The launcher is ``slurm``, and srun has not started this process, or does not
-            tell where the first one runs.
+            tell where the first one runs; or ``mpi``, and Open MPI's mpirun has not.
     """
     if launcher == "slurm" and "SLURM_STEP_ID" not in os.environ:
         raise ValueError(
             "--launcher slurm was given, but SLURM_STEP_ID is not set: expected a process started "
             "by srun, as tools/slurm_*.sh do"
         )
+    if launcher == "mpi":
+        local_rank = os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK")
+        if local_rank is None:
+            raise ValueError(
+                "--launcher mpi was given, but OMPI_COMM_WORLD_LOCAL_RANK is not set: expected a "
+                "process started by Open MPI's mpirun"
+            )
+        os.environ["LOCAL_RANK"] = local_rank  # by which MMEngine's runner wraps the model
     cfg.launcher = launcher
     if timeout:
         cfg.merge_from_dict({"env_cfg.dist_cfg.timeout": timeout})

@@ -32,6 +32,15 @@ def test_ranks_wait_as_long_as_asked_whatever_the_config_says():
         assert cfg.env_cfg.dist_cfg.get("backend") == ("gloo" if before else None)
 
 
+def test_mpi_says_which_gpu_of_a_machine_is_a_ranks(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ValueError, match=r"OMPI_COMM_WORLD_LOCAL_RANK is not set.*mpirun"):
+        launch.set_launcher(Config(), "mpi")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_RANK", "3")
+    launch.set_launcher(Config(), "mpi")
+    assert os.environ["LOCAL_RANK"] == "3"
+
+
 def test_mask_ap_of_detections_needs_human_masks():
     cfg = Config.fromfile(ROOT / "configs/mal/mal_vit-base-mae_8xb4-10e_voc.py")
     with pytest.raises(ValueError, match=r"test_evaluator.ann_file .* test_evaluator=\[\]"):

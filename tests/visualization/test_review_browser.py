@@ -44,6 +44,10 @@ def open_page(browser):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto((folder / "index.html").as_uri())
+        # Observers of the layout have been told of it after a frame, and scroll to the start.
+        page.evaluate(
+            "() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))"
+        )
         return page
 
     yield open_folder

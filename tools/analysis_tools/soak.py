@@ -53,7 +53,7 @@ def sample(root: psutil.Process) -> dict[str, float]:
         try:
             pages = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
             descriptors = process.num_fds()
-        except (OSError, psutil.NoSuchProcess):  # it has just ended
+        except (OSError, psutil.Error):  # it has just ended
             continue
         kilobytes = re.findall(r"Pss_(?:Anon|Shmem): +(\d+) kB", pages)
         found["memory"] += sum(map(int, kilobytes)) * 1024 / 1e6
