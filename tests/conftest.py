@@ -75,11 +75,13 @@ def forget_runners() -> None:
 
 @pytest.fixture(autouse=True)
 def _scope_and_seed():
-    forget_runners()
+    forget_runners()  # those of fixtures that serve several tests
     register_all_modules(init_default_scope=True)  # a runner in a test changes the scope
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+    yield
+    forget_runners()  # such a fixture may come before the next test's
 
 
 @pytest.fixture(scope="session")
