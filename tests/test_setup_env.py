@@ -8,7 +8,6 @@ import sys
 
 import pytest
 import torch
-from torch.utils import cpp_extension
 
 from tests.conftest import ROOT
 
@@ -28,7 +27,8 @@ def gpu(monkeypatch, tmp_path):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: CU130)
-        monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path) if nvcc else None)
+        home = str(tmp_path) if nvcc else None
+        monkeypatch.setattr(mmcv_operators, "cuda_home", lambda: home)
         (tmp_path / "bin").mkdir()
         if nvcc:
             compiler = tmp_path / "bin/nvcc"

@@ -14,7 +14,6 @@ import subprocess
 import sys
 
 import torch
-from torch.utils import cpp_extension
 
 
 def choose_operators(device: str) -> tuple[str, str]:
@@ -45,7 +44,7 @@ def choose_operators(device: str) -> tuple[str, str]:
             "version of torch and torchvision for another CUDA in .venv (pytorch.org lists them), "
             "or take --device cpu"
         )
-    found = nvcc_version()
+    found = nvcc_version(cuda_home())
     if found != torch.version.cuda:
         return "cpu", (
             f"torch needs nvcc {torch.version.cuda}, found {found or 'none'}; "
@@ -71,9 +70,15 @@ def built_for(capability: int, architectures: list[str]) -> bool:
     return False
 
 
-def nvcc_version() -> str | None:
-    """Such as ``'13.0'``, of the compiler that torch's extensions would be built with."""
-    home = cpp_extension.CUDA_HOME
+def cuda_home() -> str | None:
+    """Folder of the CUDA toolkit that torch's extensions would be built with."""
+    from torch.utils.cpp_extension import CUDA_HOME  # brings setuptools along
+
+    return CUDA_HOME
+
+
+def nvcc_version(home: str | None) -> str | None:
+    """Such as ``'13.0'``, of the compiler in a CUDA toolkit."""
     nvcc = shutil.which(os.path.join(home, "bin", "nvcc")) if home else None
     if not nvcc:
         return None
