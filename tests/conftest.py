@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import random
@@ -82,6 +83,13 @@ def _scope_and_seed():
     random.seed(0)
     yield
     forget_runners()  # such a fixture may come before the next test's
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_goes_back():
+    """The C library would keep what networks of full size took: 8 GB for each process of tests."""
+    yield
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
