@@ -128,8 +128,8 @@ def _wanted(file: Any, error: UnpicklingError) -> str:
 def guard(load: Callable) -> Callable:
     """A loader of MMEngine's, wherever it takes its file from, with :func:`load_safely` in it.
 
-    It gives dictionaries alone, and no ``config`` in their ``meta``: to resume, MMEngine runs such
-    a text, to compare numbers of GPUs. Its own checkpoints have none.
+    It gives dictionaries alone, or raises a ValueError, and no ``config`` in their ``meta``: to
+    resume, MMEngine runs such a text, to compare numbers of GPUs. Its own checkpoints have none.
     """
 
     @functools.wraps(load)  # MMEngine logs the name

@@ -5,15 +5,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 from rich.console import Console
 from rich.markdown import Markdown
 
-from mal_mmdet.apis import Row, add_trust_argument, measure_retention
+from mal_mmdet.apis import Row, add_runner_arguments, measure_retention, set_local_rank
 from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.labeling.baselines import fill_boxes
 
@@ -37,13 +35,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data-root", help="folder of the data, as of tools/train.py")
     parser.add_argument("--img-dir", help="folder of the training images")
     parser.add_argument("--val-img-dir", help="folder of the images of --val")
-    parser.add_argument("--work-dir", default="work_dirs/retention")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, help="settings that override all configs'"
-    )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
-    add_trust_argument(parser)
+    add_runner_arguments(parser)
+    parser.set_defaults(work_dir="work_dirs/retention")
     args = parser.parse_args()
     if args.seeds < 1:
         parser.error(f"--seeds is {args.seeds}, expected at least 1")
@@ -52,7 +45,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    set_local_rank(args)
     work_dir = Path(args.work_dir)
     rows = [Row("human masks", args.config, args.human), Row("MAL", args.config, args.mal)]
     if args.boxes:

@@ -5,14 +5,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 
-from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 from rich.console import Console
 from rich.markdown import Markdown
 
-from mal_mmdet.apis import add_trust_argument, run_ablation
+from mal_mmdet.apis import add_runner_arguments, run_ablation, set_local_rank
 from mal_mmdet.checkpoints import trusting_checkpoints
 
 
@@ -24,19 +22,14 @@ def parse_args() -> argparse.Namespace:
         help="config that all others inherit from instead of their own base, and the first row: "
         "the changes then run on its data and at its scale",
     )
-    parser.add_argument("--work-dir", default="work_dirs/ablation")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, help="settings that override all configs'"
-    )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
-    add_trust_argument(parser)
+    add_runner_arguments(parser)
+    parser.set_defaults(work_dir="work_dirs/ablation")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    set_local_rank(args)
     with trusting_checkpoints(args.trust_checkpoint):
         run_ablation(args.configs, args.work_dir, args.base, args.cfg_options, args.launcher)
     if not is_main_process():

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.datasets import BoxCropDataset, ImageBoxDataset
 from mal_mmdet.datasets.label_batch_sampler import cut_batches
-from mal_mmdet.datasets.transforms.formatting import empty_instances
+from mal_mmdet.datasets.transforms.formatting import no_crops
 from mal_mmdet.labeling import (
     bbox_problem,
     encode_window,
@@ -44,7 +44,7 @@ from mal_mmdet.progress import track
 
 from .launch import class_of, use_boxes
 
-MASK_FORMATS = ("rle", "array")
+RETURNED_MASKS = ("rle", "array")
 FIELDS = ("bboxes", "labels", "scores", "masks", "mask_quality", "ann_ids")
 ImageType = str | Path | np.ndarray
 
@@ -188,8 +188,8 @@ class MALInferencer(BaseInferencer):
             FileNotFoundError: No such COCO file.
             ValueError: Boxes do not fit the images, or cannot be used; an image cannot be read.
         """
-        if mask_format not in MASK_FORMATS:
-            raise ValueError(f"mask_format is {mask_format!r}, expected one of {MASK_FORMATS}")
+        if mask_format not in RETURNED_MASKS:
+            raise ValueError(f"mask_format is {mask_format!r}, expected one of {RETURNED_MASKS}")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least one box")
         if isinstance(boxes, (str, Path)):
@@ -561,11 +561,10 @@ def _find(image: Any, files: Mapping[str, dict], ann_file: str | Path) -> dict[s
 def _no_crops(image: Mapping[str, Any]) -> dict[str, Any]:
     shape = image["height"], image["width"]
     metainfo = dict(img_path=image.get("img_path"), ori_shape=shape, img_shape=shape, failed={})
-    sample = DetDataSample(metainfo=metainfo)
-    sample.gt_instances = empty_instances()
+    data = no_crops(metainfo)
     if "img_id" not in image:  # of no file, so that others have no ids either
-        del sample.gt_instances.ann_ids
-    return dict(inputs=torch.empty(0, 3, 0, 0), data_samples=sample)
+        del data["data_samples"].gt_instances.ann_ids
+    return data
 
 
 def _with_rles(sample: DetDataSample) -> DetDataSample:

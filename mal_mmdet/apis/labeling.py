@@ -164,7 +164,7 @@ def generate_labels(
 
 def _provenance(cfg: Config, weights: str, date: str | None) -> dict:
     defaults = inspect.signature(MaskAutoLabeler).parameters
-    options = ("label_source", "flip_test", "refine_test", "thresholds")
+    options = ("label_source", "flip_test", "refine_test", "thresholds", "predict_dtype")
     expand = expand_step(cfg)
     info = dict(
         versions=_versions(),

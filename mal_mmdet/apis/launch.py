@@ -66,6 +66,11 @@ def add_runner_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust_argument(parser)
 
 
+def set_local_rank(args: argparse.Namespace) -> None:
+    """``torch.distributed.launch`` gives the rank as an argument; MMEngine reads the variable."""
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+
+
 def read_config(config: str | Path) -> Config:
     """Reads a config file, or, named ``package::path``, one that came with a package.
 
@@ -89,7 +94,7 @@ def load_config(args: argparse.Namespace, timeout: int | None = None) -> Config:
         args: The parsed arguments, with a ``config``, see :func:`read_config`.
         timeout: See :func:`set_launcher`.
     """
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    set_local_rank(args)
     cfg = read_config(args.config)
     if args.cfg_options:
         _warn_of_misspelt(args.cfg_options, cfg)

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 from mal_mmdet.labeling import open_image
 
-from .transforms.formatting import empty_instances
+from .transforms.formatting import no_crops
 
 RETRY_SECONDS = 1.0
 
@@ -50,6 +50,9 @@ class BoxCropDataset(Dataset):
 
     Attributes:
         boxes_per_sample: Number of boxes in each sample, int64, where a sample is an image.
+
+    Raises:
+        ValueError: No box is left to train on.
     """
 
     def __init__(
@@ -96,11 +99,6 @@ class BoxCropDataset(Dataset):
     def metainfo(self) -> dict:
         """Meta information of the wrapped data set."""
         return self.dataset.metainfo
-
-    @property
-    def num_boxes(self) -> int:
-        """Number of boxes in all samples together."""
-        return len(self.boxes)
 
     def __len__(self) -> int:
         return len(self.boxes_per_sample) if self.group_by_image else len(self.boxes)
@@ -192,16 +190,13 @@ class BoxCropDataset(Dataset):
         try:
             results = self._load(rows[0, 0])
         except RuntimeError as error:
-            instances = self.dataset.get_data_info(rows[0, 0])["instances"]
-            indices = [instances[j].get("ann_index", j) for j in rows[:, 1]]
-            failed = {i: str(error) for i in indices}
             info = self.dataset.get_data_info(rows[0, 0])
+            indices = [info["instances"][j].get("ann_index", j) for j in rows[:, 1]]
+            failed = {i: str(error) for i in indices}
             shape = info.get("height", 0), info.get("width", 0)
             metainfo = {key: info.get(key) for key in ("img_id", "img_path")}
             metainfo |= dict(failed=failed, ori_shape=shape, img_shape=shape, sample_idx=index)
-            sample = DetDataSample(metainfo=metainfo)
-            sample.gt_instances = empty_instances()
-            return dict(inputs=torch.empty(0, 3, 0, 0), data_samples=sample)
+            return no_crops(metainfo)
         boxes = [self.pipeline(self._box_results(results, j)) for j in rows[:, 1]]
         samples = [box["data_samples"] for box in boxes]
         metainfo = samples[0].metainfo | dict(failed={}, sample_idx=index)

@@ -26,6 +26,9 @@ class SeededSampler(DefaultSampler):
         start: So many samples of this rank are left out the next time; then it is 0 again. For a
             training that goes on in the middle of an epoch. With ``boxes_per_image`` > 1 and
             another number of ranks, some boxes then come twice in that epoch, and others not.
+
+    Raises:
+        ValueError: ``boxes_per_image`` is under 1.
     """
 
     def __init__(self, *args, boxes_per_image: int = 1, **kwargs) -> None:

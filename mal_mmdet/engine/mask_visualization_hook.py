@@ -32,6 +32,9 @@ class MaskVisualizationHook(Hook):
         interval: Iterations from one picture to the next.
         num_samples: Crops in a picture, from the start of the batch.
         size: Side of a panel in pixels.
+
+    Raises:
+        ValueError: One of them is under 1.
     """
 
     def __init__(self, interval: int = 1000, num_samples: int = 8, size: int = 128) -> None:

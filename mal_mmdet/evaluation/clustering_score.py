@@ -82,7 +82,12 @@ class ClusteringScoreMetric(BaseMetric):
         }
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Scores each box at once, so that no features are held."""
+        """Scores each box at once, so that no features are held.
+
+        Raises:
+            ValueError: Predictions hold no annotation ids or features, or an annotation has no
+                human mask.
+        """
         for sample in data_samples:
             pred = arrived(sample["pred_instances"])
             if "ann_ids" not in pred:

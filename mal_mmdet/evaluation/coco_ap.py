@@ -40,8 +40,6 @@ def coco_ap(truth_file: str | Path, results_file: str | Path, iou_type: str) -> 
     """
     if iou_type not in ("segm", "bbox", "boundary"):
         raise ValueError(f"iou_type is {iou_type!r}, expected 'segm', 'bbox' or 'boundary'")
-    if not _read_results(results_file, iou_type):
-        return _nothing_found(truth_file)
     figures = _measure(FasterCOCO, COCOeval_faster, truth_file, results_file, iou_type)
     if iou_type != "boundary":
         others = _measure(COCO, COCOeval, truth_file, results_file, iou_type)
@@ -52,15 +50,6 @@ def coco_ap(truth_file: str | Path, results_file: str | Path, iou_type: str) -> 
                 f"({', '.join(FIGURES)} of {iou_type}). One has an error: try other versions"
             )
     return dict(zip(FIGURES, figures.tolist()))
-
-
-def _nothing_found(truth_file: str | Path) -> dict[str, float]:
-    """The evaluators fail without any detection."""
-    annotations = json.loads(Path(truth_file).read_text(encoding="utf-8"))["annotations"]
-    areas = [ann["area"] for ann in annotations if not ann.get("iscrowd")]
-    ranges = [(0, np.inf)] * 3 + [(0, 32**2), (32**2, 96**2), (96**2, np.inf)]
-    there = [any(low <= area <= high for area in areas) for low, high in ranges]
-    return {figure: 0.0 if any_ else np.nan for figure, any_ in zip(FIGURES, there)}
 
 
 def _read_results(results_file: str | Path, iou_type: str) -> list[dict[str, Any]]:
@@ -78,7 +67,9 @@ def _measure(
     with redirect_stdout(io.StringIO()):  # both tell what they do, at length
         truth = coco(str(truth_file))
         # Read anew for each, since both write into what they are given.
-        run = evaluator(truth, truth.loadRes(_read_results(results_file, kind)), kind)
+        results = _read_results(results_file, kind)
+        # pycocotools' loadRes takes no empty list.
+        run = evaluator(truth, truth.loadRes(results) if results else coco(), kind)
         run.evaluate()
         run.accumulate()
         run.summarize()

@@ -56,6 +56,16 @@ def paired_rles(
     return (_readable_rle(segmentation, ann, image) if segmentation else None), human
 
 
+def paired_iou(segmentation: dict | list | None, ann: dict, image: dict) -> float:
+    """IoU of a predicted mask with the human mask of an annotation; 0 where there is none.
+
+    Raises:
+        ValueError: As :func:`paired_rles`.
+    """
+    pred, human = paired_rles(segmentation, ann, image)
+    return 0.0 if pred is None else float(mask_utils.iou([pred], [human], [0])[0, 0])
+
+
 def mean_ious(
     ious: np.ndarray,
     categories: np.ndarray,
@@ -198,6 +208,9 @@ class MaskIoUMetric(BaseMetric):
         groups: Groups of categories to report: ``'coco'`` for COCO's things and semi-stuff, or
             a dict of lists of category names. Checked before the loop begins.
         boundary: Whether to report Boundary IoU too.
+
+    Raises:
+        ValueError: ``groups`` does not fit the categories.
     """
 
     default_prefix = "mask"
@@ -217,7 +230,11 @@ class MaskIoUMetric(BaseMetric):
             resolve_groups(groups, [c["name"] for c in read_coco(ann_file)["categories"]])
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Encodes the masks of each image at once, so that only RLEs are held."""
+        """Encodes the masks of each image at once, so that only RLEs are held.
+
+        Raises:
+            ValueError: Predictions hold no annotation ids.
+        """
         for sample in data_samples:
             pred = sample["pred_instances"]
             if "ann_ids" not in pred:

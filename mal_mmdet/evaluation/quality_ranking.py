@@ -6,12 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as mask_utils
 
 from mal_mmdet.labeling import read_coco
 from mal_mmdet.progress import track
 
-from .mask_iou import paired_rles
+from .mask_iou import paired_iou
 
 WORST_SHARE = 0.2
 
@@ -74,7 +73,6 @@ def measure_quality(pred_file: str | Path, truth_file: str | Path) -> dict[str, 
         if ann.get("iscrowd") or ann["id"] not in pred:
             continue
         label = pred[ann["id"]]
-        mask, human = paired_rles(label.get("segmentation"), ann, images[ann["image_id"]])
         qualities.append(label["mask_quality"])
-        ious.append(0.0 if mask is None else float(mask_utils.iou([mask], [human], [0])[0, 0]))
+        ious.append(paired_iou(label.get("segmentation"), ann, images[ann["image_id"]]))
     return rank_quality(np.array(qualities, dtype=float), np.array(ious, dtype=float))

@@ -20,7 +20,7 @@ from mal_mmdet.progress import track
 from .images import MAX_PIXELS, RAISE_LIMIT, leaves_folder, read_image
 from .json_stream import JSONList, ListWriter, check_depth, stream_json, write_around
 
-LARGEST = 1e300
+LARGEST = 1e150  # its square is still a number
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP)
 
 
@@ -357,10 +357,8 @@ def _strip_mask(ann: Any) -> dict[str, Any] | None:
         return None
     ann = {k: v for k, v in ann.items() if k != "segmentation"}
     bbox = ann.get("bbox")
-    if isinstance(bbox, list) and len(bbox) == 4:
-        width, height = bbox[2:]
-        if all(isinstance(side, (int, float)) and abs(side) < 1e100 for side in (width, height)):
-            ann["area"] = width * height
+    if isinstance(bbox, list) and len(bbox) == 4 and all(map(is_finite, bbox[2:])):
+        ann["area"] = bbox[2] * bbox[3]
     return ann
 
 

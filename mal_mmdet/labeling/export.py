@@ -91,6 +91,9 @@ def to_cvat(coco: dict[str, Any]) -> Files:
 
     Args:
         coco: Label file that :func:`check_exportable` accepts.
+
+    Raises:
+        ValueError: A mask has not one pixel.
     """
     names = {category["id"]: str(category["name"]) for category in coco["categories"]}
     root = ElementTree.Element("annotations")

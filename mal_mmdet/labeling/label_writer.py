@@ -32,7 +32,7 @@ from .coco_file import (
     without_nan,
 )
 from .json_stream import ListWriter, write_around
-from .paste import arrived, encode_rectangle, encode_window, mask_windows
+from .paste import arrived, encode_window, mask_windows
 from .polygons import mask_bbox, mask_problem, mask_to_polygons
 from .shards import LabelShards, file_sha256
 
@@ -383,5 +383,6 @@ def complete_annotation(ann: dict, image: dict) -> str | None:
     # The pixels whose centres are in the box.
     x0, x1 = (floor(min(max(side, 0), width) + 0.5) for side in (x, x + w))
     y0, y1 = (floor(min(max(side, 0), height) + 0.5) for side in (y, y + h))
-    ann["segmentation"] = encode_rectangle(x0, y0, x1, y1, (height, width))
+    rle = mask_utils.frPyObjects(np.array([[x0, y0, x1 - x0, y1 - y0]], float), height, width)[0]
+    ann["segmentation"] = dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
     return None

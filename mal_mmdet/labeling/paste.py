@@ -33,7 +33,11 @@ class MaskWindow(NamedTuple):
 
 
 def threshold_for_area(thresholds: float | Sequence[float], area: float) -> float:
-    """The threshold of a box of ``area`` px²: one for all, or one each for small, medium, large."""
+    """The threshold of a box of ``area`` px²: one for all, or one each for small, medium, large.
+
+    Raises:
+        ValueError: Neither one threshold nor three.
+    """
     if not isinstance(thresholds, Sequence):
         return thresholds
     if len(thresholds) == 1:
@@ -171,8 +175,13 @@ def encode_window(window: MaskWindow, image_shape: tuple[int, int]) -> dict:
     Equal to :func:`encode_mask` of the full mask: COCO's runs go down the columns of the image, so
     the window's only have to be moved and, where they touch, joined.
     """
-    edges = _run_edges(window.mask, window.x0, window.y0, image_shape[0])
-    return _encode_edges(edges, image_shape)
+    height, width = image_shape
+    edges = _run_edges(window.mask, window.x0, window.y0, height)
+    counts = np.diff(edges, prepend=0, append=height * width)
+    if len(counts) > 1 and counts[-1] == 0:
+        counts = counts[:-1]
+    rle = mask_utils.frPyObjects(dict(size=[height, width], counts=counts.tolist()), height, width)
+    return dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -196,29 +205,6 @@ def _run_edges(mask, x0, y0, height):
                     count += 1
             inside = now
     return edges[:count]
-
-
-def encode_rectangle(
-    x0: int, y0: int, x1: int, y1: int, image_shape: tuple[int, int]
-) -> dict[str, Any]:
-    """Compressed RLE of the pixels x0 ≤ x < x1, y0 ≤ y < y1, in time and memory of the columns."""
-    columns = np.arange(x0, x1)[:, None] * image_shape[0]
-    edges = (columns + np.array([y0, y1])).ravel()
-    # Columns of the whole height are one run, and those of no height none.
-    joined = np.flatnonzero(edges[1:] == edges[:-1])
-    edges = np.delete(edges, np.concatenate([joined, joined + 1]))
-    return _encode_edges(edges, image_shape)
-
-
-def _encode_edges(edges: np.ndarray, image_shape: tuple[int, int]) -> dict[str, Any]:
-    """RLE of the runs between these places, column after column of the image."""
-    height, width = image_shape
-    counts = np.diff(edges, prepend=0, append=height * width)
-    if len(counts) > 1 and counts[-1] == 0:
-        counts = counts[:-1]
-    rle = dict(size=[height, width], counts=counts.tolist())
-    rle = mask_utils.frPyObjects(rle, height, width)
-    return dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
 
 
 def paste_mask(

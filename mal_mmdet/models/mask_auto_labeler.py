@@ -65,6 +65,9 @@ class MaskAutoLabeler(BaseModel):
         return_features: Whether predictions hold the encoder's map of every crop, which
             :class:`ClusteringScoreMetric` needs; takes another pass through the encoder.
         init_cfg: Initialisation of student and teacher together, such as a checkpoint.
+
+    Raises:
+        ValueError: Unknown ``label_source`` or ``predict_dtype``.
     """
 
     def __init__(
@@ -151,7 +154,11 @@ class MaskAutoLabeler(BaseModel):
         data_samples: list[DetDataSample],
         mode: str = "tensor",
     ) -> dict[str, Tensor] | list[DetDataSample] | Tensor:
-        """Dispatches to :meth:`loss`, :meth:`predict` or the bare logits (``'tensor'``)."""
+        """Dispatches to :meth:`loss`, :meth:`predict` or the bare logits (``'tensor'``).
+
+        Raises:
+            ValueError: Unknown ``mode``.
+        """
         if mode == "loss":
             return self.loss(inputs, data_samples)
         if mode == "predict":

@@ -46,6 +46,9 @@ def border_indices(start: int, stop: int, length: int, border: str) -> np.ndarra
     Positions outside the axis are mirrored at its ends (``'reflect'``, the edge pixel is not
     repeated) or taken from the opposite side (``'wrap'``), as often as needed. There is no
     constant fill on purpose: flat colour would mislead the CRF loss, which reads pixels.
+
+    Raises:
+        ValueError: Another ``border``.
     """
     positions = np.arange(start, stop)
     if border == "wrap":
@@ -74,6 +77,9 @@ def crop_and_resize(
 
     Returns:
         uint8, shape (S, S, 3).
+
+    Raises:
+        ValueError: As :func:`border_indices`, if the crop reaches beyond the image.
     """
     x0, y0, x1, y1 = (int(v) for v in crop_bbox)
     height, width = img.shape[:2]

@@ -9,7 +9,7 @@ from mmdet.visualization import DetLocalVisualizer
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from mal_mmdet.evaluation.mask_iou import paired_rles
+from mal_mmdet.evaluation.mask_iou import paired_iou, paired_rles
 from mal_mmdet.labeling import find_problems, image_file, read_coco, read_image_of, refuse_input
 from mal_mmdet.progress import track
 from mal_mmdet.structures import bbox_to_crop, crop_and_resize, expand_bbox, mask_on_cells
@@ -62,12 +62,8 @@ def draw_label_sheet(
     if not annotations:
         raise ValueError(f"no annotation has a mask in both {pred_file} and {truth_file}")
 
-    def pair(ann: dict) -> tuple[dict, dict]:
-        return paired_rles(pred[ann["id"]], ann, images[ann["image_id"]])
-
     def iou(ann: dict) -> float:
-        predicted, human = pair(ann)
-        return float(mask_utils.iou([predicted], [human], [0])[0, 0])
+        return paired_iou(pred[ann["id"]], ann, images[ann["image_id"]])
 
     if order == "random":
         picked = np.random.default_rng(seed).permutation(len(annotations))[:number]
@@ -90,7 +86,8 @@ def draw_label_sheet(
         bbox = np.array([x, y, x + w, y + h])
         crop_bbox = expand_bbox(bbox, np.full(4, 0.3))
         crop = crop_and_resize(image, crop_bbox, size)
-        masks = (torch.from_numpy(mask_utils.decode(rle)) for rle in pair(ann))
+        rles = paired_rles(pred[ann["id"]], ann, info)
+        masks = (torch.from_numpy(mask_utils.decode(rle)) for rle in rles)
         predicted, human = (
             mask_on_cells(mask, torch.from_numpy(crop_bbox), (size, size)).numpy() for mask in masks
         )

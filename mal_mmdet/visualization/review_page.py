@@ -16,9 +16,8 @@ from typing import Any
 import cv2
 import mmcv
 import numpy as np
-from pycocotools import mask as mask_utils
 
-from mal_mmdet.evaluation.mask_iou import paired_rles
+from mal_mmdet.evaluation.mask_iou import paired_iou
 from mal_mmdet.labeling import (
     check_masks,
     file_sha256,
@@ -237,8 +236,7 @@ def _ious(anns: list[dict], images: dict[Any, dict], truth_file: str | Path) -> 
                 f"annotation {ann['id']!r} is of image {human['image_id']!r} in {truth_file}, but "
                 f"of {ann['image_id']!r} in the label file; they do not belong together"
             )
-        pair = paired_rles(ann["segmentation"], human, images[ann["image_id"]])
-        ious.append(_rounded(float(mask_utils.iou([pair[0]], [pair[1]], [0])[0, 0])))
+        ious.append(_rounded(paired_iou(ann["segmentation"], human, images[ann["image_id"]])))
     if not truth.keys() & {ann["id"] for ann in anns}:
         raise ValueError(
             f"{truth_file} has no mask for any annotation of the label file: ids must match"

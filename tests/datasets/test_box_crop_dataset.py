@@ -184,7 +184,7 @@ def test_small_and_crowd_boxes_are_left_out_of_training(configs, demo, tmp_path,
     assert len(DATASETS.build(train)) == expected
     assert f"{expected} of {len(areas) + 1} boxes are used: those with an area over" in texts[0]
     # Labeling leaves out nothing but the crowd.
-    assert DATASETS.build(test).num_boxes == len(coco["annotations"]) - 1
+    assert len(DATASETS.build(test).boxes) == len(coco["annotations"]) - 1
 
 
 def test_training_on_no_box_at_all_is_refused(configs):

@@ -92,20 +92,6 @@ def test_modes_are_put_back_after_an_error(demo, tmp_path, monkeypatch):
     assert model.student.training and model.student.decoder.training
 
 
-def test_pictures_reach_tensorboard(demo, tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    cfg = config(demo, tmp_path, hook(interval=3))
-    cfg.visualizer.vis_backends = [dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")]
-    runner = train(cfg)
-    runner.visualizer.close()
-    (events,) = tmp_path.rglob("events.out.tfevents*")
-    found = accumulator.EventAccumulator(str(events))
-    found.Reload()
-    steps = [image.step for image in found.Images("train_masks")]
-    assert steps == list(range(3, runner.iter + 1, 3)) and steps
-    assert len(list(tmp_path.rglob("train_masks_*.png"))) == len(steps)
-
-
 @pytest.mark.parametrize("option", ["interval", "num_samples", "size"])
 def test_bad_options(option):
     with pytest.raises(ValueError, match=f"{option} is 0, but must be at least 1"):

@@ -15,7 +15,6 @@ from mal_mmdet.labeling import (
     pixel_span,
     threshold_for_area,
 )
-from mal_mmdet.labeling.paste import encode_rectangle
 
 
 @pytest.mark.parametrize(
@@ -74,11 +73,6 @@ def test_a_window_is_encoded_as_its_full_mask():
         full[y0 : y0 + h, x0 : x0 + w] = mask
         window = MaskWindow(x0, y0, mask, 1.0)
         assert encode_window(window, (height, width)) == encode_mask(full)
-        full[y0 : y0 + h, x0 : x0 + w] = True
-        assert encode_rectangle(x0, y0, x0 + w, y0 + h, (height, width)) == encode_mask(full)
-    nothing = encode_mask(np.zeros((5, 4), dtype=bool))
-    for sides in ((1, 2, 1, 4), (1, 2, 3, 2), (4, 5, 4, 5), (0, 0, 0, 0)):
-        assert encode_rectangle(*sides, (5, 4)) == nothing
 
 
 @pytest.mark.parametrize("size", [16, 200])

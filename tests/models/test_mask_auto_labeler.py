@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.structures import InstanceData
 
-from mal_mmdet.datasets.transforms.formatting import empty_instances
+from mal_mmdet.datasets.transforms.formatting import no_crops
 from mal_mmdet.labeling import arrived, mask_window
 from mal_mmdet.models.mask_auto_labeler import refine_logits, warmup_factor
 from tests.conftest import ROOT, tiny_config
@@ -215,7 +215,7 @@ def test_images_of_several_crops_beside_one_without_boxes(model):
         model(inputs[i : i + 1], [sample.clone()], mode="predict")[0]
         for i, sample in enumerate(samples)
     ]
-    empty = DetDataSample(gt_instances=empty_instances(), metainfo=dict(ori_shape=(50, 60)))
+    empty = no_crops(dict(ori_shape=(50, 60)))["data_samples"]
     first, none, second = model(inputs, [samples[0], empty, samples[1]], mode="predict")
     assert len(none.pred_instances) == 0
     for found, expected in zip((first, second), alone):
@@ -356,32 +356,6 @@ def test_unknown_options_are_named():
                 label_source="pupil",
             )
         )
-
-
-def test_mae_weights_load_from_a_file_of_its_layout(tmp_path):
-    """init_cfg of the main config: keys under ``backbone.``, positions for 224 pixels."""
-    arch = dict(embed_dims=16, num_layers=1, num_heads=2, feedforward_channels=16)
-    backbone = dict(type="mmpretrain.VisionTransformer", arch=arch, patch_size=16)
-    mae = MODELS.build(dict(**backbone, img_size=224, out_type="featmap"))
-    state = {f"backbone.{k}": torch.randn_like(v) for k, v in mae.state_dict().items()}
-    state["neck.decoder_pred.weight"] = torch.zeros(3)
-    torch.save(dict(state_dict=state), tmp_path / "mae.pth")
-
-    init = dict(type="Pretrained", checkpoint=str(tmp_path / "mae.pth"), prefix="backbone.")
-    network = dict(
-        type="MaskNetwork",
-        backbone=dict(**backbone, img_size=64, out_type="featmap", init_cfg=init),
-        decoder=dict(type="AttentionDecoder", in_channels=16, channels=8),
-    )
-    network = MODELS.build(network)
-    network.init_weights()
-    loaded = network.backbone.state_dict()
-    for key, value in loaded.items():
-        if key != "pos_embed":
-            assert torch.equal(value, state[f"backbone.{key}"]), key
-    grid = state["backbone.pos_embed"][:, 1:].view(1, 14, 14, 16).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, (4, 4), mode="bicubic", align_corners=False)
-    torch.testing.assert_close(loaded["pos_embed"][:, 1:], grid.flatten(2).transpose(1, 2))
 
 
 @pytest.mark.parametrize(

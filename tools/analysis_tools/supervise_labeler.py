@@ -69,7 +69,7 @@ class SupervisedLabeler(MaskAutoLabeler):
 
 
 def crop_mask(mask: np.ndarray, crop_bbox: list[int], size: int) -> Tensor:
-    """The share of each cell of a crop that a mask covers.
+    """How much of each cell of a crop a mask covers, about: cells see a little of their neighbours.
 
     Args:
         mask: uint8, (H, W), 0 or 1; nothing is foreground outside.

@@ -92,6 +92,9 @@ class CropBBox(BaseTransform):
     Args:
         size: Side S of the crop in pixels.
         border: What fills the part outside the image: ``'reflect'`` or ``'wrap'``.
+
+    Raises:
+        ValueError: Unknown border.
     """
 
     def __init__(self, size: int = 512, border: str = "reflect") -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
@@ -59,13 +61,15 @@ def _to_tensor(img: np.ndarray) -> Tensor:
     return torch.from_numpy(np.stack(cv2.split(img)))
 
 
-def empty_instances() -> InstanceData:
-    """The ``gt_instances`` of :class:`PackBoxCrop` for no box at all."""
+def no_crops(metainfo: dict[str, Any]) -> dict[str, Any]:
+    """The sample of an image without a single box, with the fields of :class:`PackBoxCrop`."""
+    sample = DetDataSample(metainfo=metainfo)
     fields = ("bboxes", "ori_bboxes", "crop_bboxes")
-    return InstanceData(
+    sample.gt_instances = InstanceData(
         **{field: torch.empty(0, 4) for field in fields},
         areas=torch.empty(0),
         labels=torch.empty(0, dtype=torch.int64),
         ann_ids=[],
         ann_indices=torch.empty(0, dtype=torch.int64),
     )
+    return dict(inputs=torch.empty(0, 3, 0, 0), data_samples=sample)

@@ -18,6 +18,9 @@ class QueryDecoder(PixelDecoder):
     Args:
         num_layers: Transformer layers that the query passes.
         num_heads: Attention heads; they divide ``channels``.
+
+    Raises:
+        ValueError: They do not.
     """
 
     def __init__(

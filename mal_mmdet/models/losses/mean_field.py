@@ -55,6 +55,9 @@ def pairwise_weights(
         Offset (dy, dx) to the neighbour, and weights of shape (B, h, w); 0 where the neighbour is
         outside the crop. Of each offset and its opposite only the one that points ahead in
         reading order is there, since K is symmetric, and a pixel's own weight, 1, is left out.
+
+    Raises:
+        ValueError: ``kernel_size`` is even or 1; only when the first weights are asked for.
     """
     _check(kernel_size)
     height, width = images.shape[-2:]
