@@ -72,11 +72,15 @@ def kill_worker():
 class FaultHook(Hook):
     """Lets something happen within an iteration, on one rank or on all."""
 
-    def __init__(self, fault, rank=None, iteration=MIDDLE):
-        self.fault, self.rank, self.iteration = fault, rank, iteration
+    def __init__(self, fault, rank=None, iteration=MIDDLE, epoch=False):
+        self.fault, self.rank, self.iteration = fault, rank, None if epoch else iteration
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.iter + 1 == self.iteration and self.rank in (None, runner.rank):
+            globals()[self.fault]()
+
+    def after_train_epoch(self, runner):
+        if self.iteration is None:
             globals()[self.fault]()
 
 
@@ -101,7 +105,7 @@ def undisturbed(demo, tmp_path_factory):
     return load(work_dir / "epoch_2.pth")
 
 
-def assert_resumes_as_undisturbed(cfg, undisturbed):
+def assert_resumes_as_undisturbed(cfg, undisturbed, epochs=(1, 2)):
     cfg = copy.deepcopy(cfg)
     cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.type != "FaultHook"]
     resume_latest(cfg)
@@ -112,7 +116,7 @@ def assert_resumes_as_undisturbed(cfg, undisturbed):
     for key in ("state_dict", "optimizer", "param_schedulers"):
         assert_same(undisturbed[key], found[key], key)
     assert found["meta"]["iter"] == undisturbed["meta"]["iter"]
-    assert sorted(p.name for p in folder.glob("*.pth")) == ["epoch_1.pth", "epoch_2.pth"]
+    assert sorted(p.name for p in folder.glob("*.pth")) == [f"epoch_{n}.pth" for n in epochs]
 
 
 def test_a_signal_saves_after_the_iteration(demo, tmp_path, undisturbed):
@@ -150,6 +154,21 @@ def test_interrupted_again_and_in_the_last_iteration_of_an_epoch(demo, tmp_path,
         cfg.custom_hooks.pop()
         assert load(tmp_path / "work" / INTERRUPTED)["meta"]["iter"] == iteration
     assert_resumes_as_undisturbed(cfg, undisturbed)
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_a_signal_while_an_epoch_is_saved_does_not_wait_for_validation(
+    demo, tmp_path, undisturbed, interval
+):
+    """Whether a checkpoint is due then or not."""
+    cfg = config(demo, tmp_path / "work", **{"default_hooks.checkpoint.interval": interval})
+    cfg.custom_hooks.append(dict(type="FaultHook", fault="signal_process", epoch=True))
+    assert train(cfg, tmp_path / "output.txt") == 143
+    name = "epoch_1.pth" if interval == 1 else INTERRUPTED
+    saved = load(tmp_path / "work" / name)["meta"]
+    assert saved["epoch"] == 1 and saved["iter"] == undisturbed["meta"]["iter"] // 2
+    cfg.default_hooks.checkpoint.interval = 1
+    assert_resumes_as_undisturbed(cfg, undisturbed, epochs=[2] if interval == 2 else [1, 2])
 
 
 def test_a_signal_waits_for_the_step_of_accumulated_gradients(demo, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.runner import Runner
 from PIL import Image
 
 from mal_mmdet.datasets.demo_dataset import SIZE
@@ -63,6 +64,22 @@ def test_images_that_cannot_be_read_are_not_drawn(demo, tmp_path, tool, capsys):
         r"WARNING - 2 of 4 images could not be used; their boxes count as missed",
     ):
         assert re.search(reason, text), reason
+
+
+def test_validation_goes_on_without_images_that_cannot_be_read(demo, tmp_path, capsys):
+    """And draws the others, if it is asked to."""
+    data = tmp_path / "data"
+    shutil.copytree(demo, data)
+    (data / "val/00001.jpg").unlink()
+    cfg = tiny_config(data, tmp_path / "work", log_level="INFO")
+    cfg.default_hooks.visualization.update(draw=True, interval=1)
+    cfg.val_dataloader, cfg.val_evaluator = cfg.test_dataloader, cfg.test_evaluator
+    cfg.val_cfg = dict(type="ValLoop")
+    Runner.from_cfg(cfg).val()
+    assert len(list((tmp_path / "work").rglob("val_img_*.png"))) == 3
+    text = capsys.readouterr().out
+    assert re.search(r"WARNING - image .*00001\.jpg cannot be read", text)
+    assert "1 of 4 images could not be used; their boxes count as missed" in text
 
 
 def test_the_checkpoint_that_is_named_is_tested(demo, tmp_path, tool, capsys):

@@ -89,7 +89,8 @@ def draw_attention_maps(
         maps = attention_maps(encoder, crop, instances.bboxes[0], layers)
         image = crop_to_image(sample["inputs"], model.data_preprocessor.bgr_to_rgb, size)
         bbox = instances.bboxes[0].numpy() * (size / crop.shape[-1])
-        paths.append(Path(out_dir) / f"attention_{instances.ann_ids[0]}.png")
+        name = str(instances.ann_ids[0]).replace("/", "_")
+        paths.append(Path(out_dir) / f"attention_{name}.png")
         Image.fromarray(arrange([draw_attention(maps, image, bbox)], 1)).save(paths[-1])
     return paths
 

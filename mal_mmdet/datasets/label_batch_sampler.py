@@ -11,7 +11,7 @@ from mmengine.dataset import DefaultSampler
 from mmengine.dist import broadcast_object_list, get_dist_info, is_main_process
 from torch.utils.data import Sampler
 
-from mal_mmdet.labeling import LabelShards
+from mal_mmdet.labeling import LabelShards, common_fingerprint
 
 
 @DATA_SAMPLERS.register_module()
@@ -41,6 +41,8 @@ class LabelBatchSampler(Sampler):
     ) -> None:
         self.dataset = sampler.dataset
         self.batch_size = batch_size
+        if fingerprint is not None:
+            fingerprint = common_fingerprint(fingerprint)
         self.shards = LabelShards(shards, fingerprint) if shards else None
 
     # Found out at first use: by then the shards have been looked through.

@@ -135,16 +135,21 @@ class SafeCheckpointHook(CheckpointHook):
         runner.message_hub.update_info(SAMPLES_DONE, self._samples_done(runner, batch_idx + 1) or 0)
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         runner.message_hub.update_info(SAMPLES_DONE, 0)
-        if not stop_signals.handling:
-            return
-        # Ranks get the signal in different iterations and have to agree on one. This waits for
-        # the device, as MMEngine's RuntimeInfoHook, which reads the losses, already has.
-        number = torch.tensor(stop_signals.received or 0)
-        all_reduce(number, "max")
         # No checkpoint holds gradients that wait for a step.
-        if number and optimizer_has_stepped(runner):
-            self._save_interrupted(runner, batch_idx + 1)
-            raise SystemExit(128 + int(number))
+        if (number := self._signal()) and optimizer_has_stepped(runner):
+            self._save_interrupted(runner, self._samples_done(runner, batch_idx + 1))
+            raise SystemExit(128 + number)
+
+    def _signal(self) -> int:
+        """The signal that some rank has received, or 0.
+
+        Ranks get it at different times and have to agree on one. This waits for the device, as
+        MMEngine's RuntimeInfoHook, which reads the losses, already has.
+        """
+        number = torch.tensor(stop_signals.received or 0)
+        if stop_signals.handling:
+            all_reduce(number, "max")
+        return int(number)
 
     def _samples_done(self, runner: Runner, batches: int) -> int | None:
         """Samples of this epoch that all ranks have seen; None if none can be left out again."""
@@ -155,8 +160,9 @@ class SafeCheckpointHook(CheckpointHook):
             return None
         return self._skipped + batches * loader.batch_size * get_world_size()
 
-    def _save_interrupted(self, runner: Runner, batches: int) -> None:
-        samples = self._samples_done(runner, batches)
+    def _save_interrupted(
+        self, runner: Runner, samples: int | None, by_epoch: bool = False
+    ) -> None:
         if samples is None:
             runner.logger.warning(
                 "stopped in the middle of an epoch whose samples "
@@ -171,7 +177,7 @@ class SafeCheckpointHook(CheckpointHook):
             INTERRUPTED,
             save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler,
-            by_epoch=False,
+            by_epoch=by_epoch,
             backend_args=self.backend_args,
         )
         path = self.file_backend.join_path(self.out_dir, INTERRUPTED)
@@ -180,8 +186,12 @@ class SafeCheckpointHook(CheckpointHook):
         runner.logger.info(f"stopped; --resume goes on from {path}")
 
     def after_train_epoch(self, runner: Runner) -> None:
-        self._skipped = 0
+        self._skipped, last = 0, self.last_ckpt
         super().after_train_epoch(runner)
+        if number := self._signal():  # during the checkpoint; a validation may take long
+            if self.last_ckpt == last:
+                self._save_interrupted(runner, 0, by_epoch=True)
+            raise SystemExit(128 + number)
 
     def after_train(self, runner: Runner) -> None:
         super().after_train(runner)
@@ -205,6 +215,8 @@ class SafeCheckpointHook(CheckpointHook):
                 interrupted.unlink(missing_ok=True)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if self.save_best is None:  # also where nothing is trained, and no folder known
+            return
         check_weights(runner)
         with self._removing_afterwards():
             super()._save_best_checkpoint(runner, metrics)

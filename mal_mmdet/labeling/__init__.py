@@ -20,7 +20,7 @@ from .coco_file import (
 )
 from .export import EXPORTS, check_exportable, check_masks, export_labels
 from .images import image_size, leaves_folder, open_image, read_image
-from .import_boxes import ENDINGS, IMPORTS, import_boxes, read_classes
+from .import_boxes import ENDINGS, IMPORTS, files_in, import_boxes, read_classes
 from .json_stream import JSONList, ListWriter, stream_json, write_around
 from .label_writer import (
     LOW_QUALITY,
@@ -44,7 +44,7 @@ from .paste import (
 )
 from .polygons import join_parts, mask_problem, mask_to_polygons, segmentation_to_mask, to_rle
 from .review import REJECTED, apply_review, read_decisions
-from .shards import LabelShards, file_sha256
+from .shards import LabelShards, common_fingerprint, file_sha256
 from .youtube_vis import merge_masks, read_vis, split_frames
 
 __all__ = [
@@ -65,11 +65,13 @@ __all__ = [
     "check_annotations",
     "check_exportable",
     "check_masks",
+    "common_fingerprint",
     "complete_annotation",
     "encode_mask",
     "encode_window",
     "export_labels",
     "file_sha256",
+    "files_in",
     "find_broken_images",
     "find_problems",
     "has_mask",

@@ -15,8 +15,7 @@ from pycocotools import mask as mask_utils
 
 from mal_mmdet.progress import track
 
-from .coco_file import find_problems, image_file, read_coco, refuse_input, write_json
-from .images import read_image
+from .coco_file import find_problems, read_coco, read_image_of, refuse_input, write_json
 from .label_writer import complete_annotation, encode_mask
 from .paste import pixel_span
 
@@ -85,8 +84,8 @@ def label_with_baseline(
         allow_outside: Whether images may lie outside ``img_dir``, see :func:`leaves_folder`.
 
     Raises:
-        ValueError: An annotation cannot be used, an image cannot be read, or ``out_file`` is
-            ``ann_file``.
+        ValueError: An annotation cannot be used, an image cannot be read or has another size than
+            the file says, or ``out_file`` is ``ann_file``.
     """
     refuse_input(out_file, ann_file)
     coco = read_coco(ann_file)
@@ -100,11 +99,11 @@ def label_with_baseline(
                 raise ValueError(f"crowd {ann['id']!r} of {ann_file}: {problem}")
         else:
             by_image.setdefault(ann["image_id"], []).append(ann)
-    paths = [Path(img_dir) / image_file(images[image_id]) for image_id in by_image]
+    entries = [images[image_id] for image_id in by_image]
     bboxes = [[ann["bbox"] for ann in anns] for anns in by_image.values()]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # OpenCV lets others run
-        found = pool.map(partial(_label_image, method), paths, bboxes)
-        found = track(found, method, "images", len(paths))
+        found = pool.map(partial(_label_image, method, img_dir), entries, bboxes)
+        found = track(found, method, "images", len(entries))
         for rles, anns in zip(found, by_image.values()):  # in this order, or its end is not met
             for ann, rle in zip(anns, rles):
                 ann["segmentation"] = rle
@@ -129,8 +128,10 @@ def fill_boxes(ann_file: str | Path, out_file: str | Path) -> None:
     write_json(out_file, coco)
 
 
-def _label_image(method: str, path: Path, bboxes: list[list[float]]) -> list[dict]:
-    image = read_image(path)
+def _label_image(
+    method: str, img_dir: str | Path, entry: dict, bboxes: list[list[float]]
+) -> list[dict]:
+    image = read_image_of(entry, img_dir)
     rles = []
     for x, y, w, h in bboxes:
         x0, x1 = pixel_span(x, x + w, image.shape[1])

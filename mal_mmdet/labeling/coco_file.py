@@ -157,7 +157,7 @@ def read_image_of(image: dict[str, Any], img_dir: str | Path) -> np.ndarray:
     pixels = read_image(path)
     if pixels.shape[:2] != (image["height"], image["width"]):
         raise ValueError(
-            f"image {path} has {pixels.shape[1]}×{pixels.shape[0]} pixels, but the label file says "
+            f"image {path} has {pixels.shape[1]}×{pixels.shape[0]} pixels, but the COCO file says "
             f"{image['width']}×{image['height']}"
         )
     return pixels
@@ -272,6 +272,8 @@ def bbox_problem(bbox: Any, width: int, height: int) -> str | None:
         return f"bbox {bbox} lies outside its image of {size}"
     if w > 3 * width or h > 3 * height:
         return f"bbox {bbox} is more than three times as large as its image of {size}"
+    if w * h > MAX_PIXELS:
+        return f"bbox {bbox} has more than {MAX_PIXELS} pixels, most of them beyond its image"
     return None
 
 

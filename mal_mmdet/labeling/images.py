@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import os.path as osp
 from pathlib import Path, PurePosixPath
@@ -13,8 +14,14 @@ from PIL import Image
 
 LIMIT = "MAL_MMDET_MAX_PIXELS"
 if LIMIT in os.environ:
+    if not os.environ[LIMIT].isdecimal():
+        raise ValueError(
+            f"the environment variable {LIMIT} is {os.environ[LIMIT]!r}, expected a whole number "
+            "of pixels"
+        )
     Image.MAX_IMAGE_PIXELS = int(os.environ[LIMIT]) // 2
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # where Pillow stops; 178956970 as it comes
+# Where Pillow stops; 178956970 as it comes, and nowhere if somebody has set None.
+MAX_PIXELS = math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 RAISE_LIMIT = (
     f"more than {MAX_PIXELS}. A small file can fill the memory so; if this one is what it should "
     f"be, set the environment variable {LIMIT} to a larger number of pixels"
@@ -32,10 +39,18 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with open_image(path) as image:
         try:
-            turned = image.format in TURNED and image.getexif().get(ORIENTATION) in ROTATED
+            turned = image.format in TURNED and _orientation(image) in ROTATED
         except Exception:  # of all kinds; OpenCV too turns nothing by EXIF that it cannot read
             turned = False
         return image.size[::-1] if turned else image.size
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """EXIF's alone: ``getexif`` also gives XMP's and ImageMagick's, which OpenCV does not read."""
+    image.getexif()  # of a PNG, it may stand behind the pixels
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    return exif.get(ORIENTATION)
 
 
 def open_image(path: str | Path) -> Image.Image:

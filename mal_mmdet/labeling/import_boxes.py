@@ -323,8 +323,19 @@ def _to_coco(
     return dict(images=images, annotations=annotations, categories=categories)
 
 
+def files_in(source: Path, ending: str) -> list[Path]:
+    """The files of a folder and of all in it, through links too; ``ending`` in any case."""
+    files = []
+    for folder, folders, names in os.walk(source, followlinks=True):
+        above = {os.path.realpath(path) for path in (Path(folder), *Path(folder).parents)}
+        # A link to where it lies would be followed for ever.
+        folders[:] = [f for f in folders if os.path.realpath(Path(folder, f)) not in above]
+        files += [Path(folder, name) for name in names]
+    return sorted(path for path in files if path.suffix.lower() == ending)
+
+
 def _files(source: Path, ending: str) -> Iterator[Path]:
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() == ending)
+    files = files_in(source, ending)
     if not files:
         raise FileNotFoundError(f"{source} holds no {ending} files")
     return track(files, "reading boxes", "files")

@@ -34,7 +34,7 @@ from .coco_file import (
 from .json_stream import ListWriter, write_around
 from .paste import arrived, encode_window, mask_windows
 from .polygons import mask_bbox, mask_problem, mask_to_polygons
-from .shards import LabelShards, file_sha256
+from .shards import LabelShards, common_fingerprint, file_sha256
 
 MASK_FORMATS = ("rle", "polygon")
 """What ``segmentation`` may be."""
@@ -88,7 +88,8 @@ class LabelWriter(BaseMetric):
 
     Raises:
         ValueError: Unknown format or treatment, or one that a results file cannot have.
-        RuntimeError: The shards belong to another run, see :meth:`LabelShards.open`.
+        RuntimeError: The shards belong to another run, see :meth:`LabelShards.open`, or ranks do
+            not label the same, see :func:`common_fingerprint`.
     """
 
     default_prefix = "labels"
@@ -129,7 +130,7 @@ class LabelWriter(BaseMetric):
         self.low_quality = low_quality
         self.allow_outside = allow_outside
         self.info = info
-        self.shards = LabelShards(shard_folder(out_file), fingerprint or {})
+        self.shards = LabelShards(shard_folder(out_file), common_fingerprint(fingerprint or {}))
         if is_main_process():
             damaged = self.shards.open(resume)
             if damaged:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
+from mmengine.dist import all_gather_object
 from mmengine.logging import print_log
 
 from .coco_file import read_json, replacing, sync, write_json
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ROUNDING = ("device", "software")  # what other ranks may have, at the price of other bits
 
 
 class LabelShards:
@@ -268,3 +270,30 @@ def _is_whole(shard: Path) -> bool:
     with open(shard, "rb") as file:
         expected = file.readline().rstrip(b"\n")
         return _sha256(file).encode() == expected
+
+
+def common_fingerprint(fingerprint: dict[str, str]) -> dict[str, str]:
+    """The main rank's fingerprint, by which shards of all ranks are named.
+
+    Each rank makes its own, and machines may differ: in the model of GPU, or in where a folder of
+    images lies by its real name.
+
+    Raises:
+        RuntimeError: Ranks label other boxes, or with other weights or settings.
+    """
+    everyone = all_gather_object(fingerprint)
+    other = [k for k in fingerprint if any(each.get(k) != fingerprint[k] for each in everyone)]
+    refused = [key for key in other if key not in (*ROUNDING, "images")]
+    if refused:
+        raise RuntimeError(
+            f"the processes of this job have other {', '.join(refused)}, and their labels do not "
+            "belong together: give all machines the same files"
+        )
+    if rounding := [key for key in other if key in ROUNDING]:
+        print_log(
+            f"the processes of this job have other {', '.join(rounding)}: the last bits of a mask "
+            "depend on which of them makes it",
+            logger="current",
+            level=logging.WARNING,
+        )
+    return everyone[0]

@@ -67,7 +67,7 @@ class MaskAutoLabeler(BaseModel):
         init_cfg: Initialisation of student and teacher together, such as a checkpoint.
 
     Raises:
-        ValueError: Unknown ``label_source`` or ``predict_dtype``.
+        ValueError: Unknown ``label_source`` or ``predict_dtype``, or ``thresholds`` that are none.
     """
 
     def __init__(
@@ -93,6 +93,12 @@ class MaskAutoLabeler(BaseModel):
             raise ValueError(f"label_source is {label_source!r}, but must be in {LABEL_SOURCES}")
         if predict_dtype not in PREDICT_DTYPES:
             raise ValueError(f"predict_dtype is {predict_dtype!r}, but must be in {PREDICT_DTYPES}")
+        values = thresholds if isinstance(thresholds, Sequence) else [thresholds]
+        if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values):
+            raise ValueError(
+                f"thresholds is {thresholds!r}, but must be a probability from 0 to 1, or three, "
+                "for small, medium and large boxes"
+            )
         self.student = MODELS.build(network)
         self.teacher = MODELS.build(network).requires_grad_(False)
         self.mil_loss = MODELS.build(mil_loss)
@@ -378,7 +384,8 @@ def refine_logits(
     limits = torch.logit(thresholds, EPS)[:, None, None]
     logits, size = logits - limits, logits.shape[1:]
     images = F.interpolate(images.float(), size, mode="bilinear")
-    masks = mean_field(logits.sigmoid(), box_masks(bboxes, size), images, **mean_field_cfg)
+    probs = logits.sigmoid().nan_to_num(0.0)  # a NaN would reach the next crops
+    masks = mean_field(probs, box_masks(bboxes, size), images, **mean_field_cfg)
     refined = torch.where(masks, logits.clamp(min=MARGIN), logits.clamp(max=-MARGIN))
     return limits + torch.where(masks.any(2).any(1)[:, None, None], refined, logits)
 

@@ -55,6 +55,11 @@ def test_bad_input_is_named(demo, tmp_path):
     with pytest.raises(ValueError, match=r"00001\.jpg cannot be read"):
         label_with_baseline("box", demo / "boxes_val.json", tmp_path, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+    coco = read_coco(demo / "boxes_val.json")
+    coco["images"][0]["width"] += 5
+    write_json(tmp_path / "boxes.json", coco)
+    with pytest.raises(ValueError, match=r"00001\.jpg has .* pixels, but the COCO file says"):
+        label_with_baseline("box", tmp_path / "boxes.json", demo / "val", tmp_path / "out.json")
 
 
 def test_labels_lvis_whose_images_have_no_names(tmp_path):

@@ -14,10 +14,17 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from mal_mmdet.datasets import BoxCropDataset, ImageBoxDataset
-from mal_mmdet.labeling import image_size, leaves_folder, open_image, read_image, report_path
+from mal_mmdet.labeling import (
+    bbox_problem,
+    image_size,
+    leaves_folder,
+    open_image,
+    read_image,
+    report_path,
+)
 from mal_mmdet.labeling.images import LIMIT, MAX_PIXELS, ORIENTATION
 from tests.conftest import ROOT, tiny_config
 from tests.hostile import Labeler
@@ -211,3 +218,37 @@ def test_the_size_of_formats_that_not_every_library_turns(labeler, kind, turned_
 def image_size_of(labeler, content, name):
     (labeler.images / name).write_bytes(content)
     return image_size(labeler.images / name)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_only_exif_turns(labeler, kind):
+    """Pillow also finds an orientation in XMP and in what ImageMagick writes."""
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>6</tiff:Orientation></x:xmpmeta>'
+    options = dict(xmp=xmp.encode())
+    if kind == "png":
+        exif = Image.Exif()
+        exif[ORIENTATION] = 6
+        profile = f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}\n"
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp)
+        info.add_text("Raw profile type exif", profile, zip=True)
+        options = dict(pnginfo=info)
+    content = encoded(photo(), kind, **options)
+    assert Image.open(io.BytesIO(content)).getexif().get(ORIENTATION) == 6
+    assert image_size_of(labeler, content, f"x.{kind}") == (40, 30)
+    assert read_image(labeler.images / f"x.{kind}").shape == (30, 40, 3)
+
+
+def test_limits_that_are_none():
+    code = "import runpy, sys; from PIL import Image; Image.MAX_IMAGE_PIXELS = None; "
+    code += "print(runpy.run_path(sys.argv[1])['MAX_PIXELS'])"
+    command = [sys.executable, "-c", code, str(ROOT / "mal_mmdet/labeling/images.py")]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "inf\n"
+    done = subprocess.run(command, env={LIMIT: "4e8"}, capture_output=True, text=True)
+    assert f"variable {LIMIT} is '4e8', expected a whole number of pixels" in done.stderr
+
+
+def test_a_box_cannot_ask_for_too_many_pixels(labeler):
+    problem = bbox_problem([-9000, -9000, 28000, 28000], 10_000, 10_000)
+    assert f"has more than {MAX_PIXELS} pixels, most of them beyond its image" in problem
+    assert not bbox_problem([-900, -900, 2800, 2800], 1000, 1000)

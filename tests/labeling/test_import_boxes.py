@@ -302,3 +302,14 @@ def test_two_files_of_one_image(folders):
         write(source / name, voc(""))
     with pytest.raises(ValueError, match=r"2.xml: its image '1.jpg' is that of .*1.xml too"):
         import_boxes("voc", source)
+
+
+def test_folders_that_are_links(folders):
+    boxes, images = folders
+    write_yolo(boxes.parent / "elsewhere")
+    (boxes / "linked").symlink_to(boxes.parent / "elsewhere/a")
+    (boxes / "linked/again").symlink_to(boxes)  # for ever
+    (images / "linked").symlink_to(images / "a")
+    coco = import_boxes("yolo", boxes, images, ["cat", "dog"])
+    assert [image["file_name"] for image in coco["images"]] == ["linked/1.jpg"]
+    assert len(coco["annotations"]) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mal_mmdet.labeling import LabelShards
+from mal_mmdet.labeling import LabelShards, common_fingerprint
 from mal_mmdet.labeling import shards as module
 
 FINGERPRINT = dict(weights="a", boxes="b")
@@ -182,3 +182,21 @@ def test_a_lost_process_of_another_run_is_not_listened_to(folder):
     with pytest.raises(OSError, match=r"folder has been removed"):
         lost.write([4], [record(5)])
     assert not folder.exists()
+
+
+def test_ranks_take_the_fingerprint_of_the_main_one(monkeypatch):
+    mine = dict(weights="a", boxes="b", images="/data", device="A100-40", software="s")
+    texts = []
+    monkeypatch.setattr(module, "print_log", lambda text, *args, **options: texts.append(text))
+
+    def common(**others):
+        everyone = [mine | others, mine]
+        monkeypatch.setattr(module, "all_gather_object", lambda fingerprint: everyone)
+        return common_fingerprint(mine)
+
+    assert common() == mine and common(images="/scratch") == mine | dict(images="/scratch")
+    assert not texts
+    assert common(device="A100-80")["device"] == "A100-80"
+    assert len(texts) == 1 and "have other device: the last bits" in texts[0]
+    with pytest.raises(RuntimeError, match="have other weights, boxes, and their labels do not"):
+        common(weights="c", boxes="d", software="t")

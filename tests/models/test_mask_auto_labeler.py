@@ -325,6 +325,15 @@ def test_thresholds_without_a_finite_logit(threshold):
     assert refined.isfinite().all()
 
 
+def test_a_crop_without_finite_logits_spoils_no_other():
+    logits, images = 2 * torch.randn(3, 16, 16), 0.1 * torch.randn(3, 3, 16, 16)
+    boxes = torch.tensor([[0.0, 0.0, 16.0, 16.0]] * 3)
+    expected = refine_logits(logits, torch.tensor([0.5] * 3), boxes, images)
+    logits[1] = torch.nan
+    found = refine_logits(logits, torch.tensor([0.5] * 3), boxes, images)
+    assert torch.equal(found[[0, 2]], expected[[0, 2]]) and found[1].isnan().all()
+
+
 def test_refined_masks_and_unrefined_quality(model, monkeypatch):
     """A hole in a plain object is closed; the quality is that of the mask with the hole."""
     logits = torch.full((16, 16), -4.0)

@@ -116,7 +116,7 @@ def test_bad_input(files):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (dict(height=2 * SIDE), r"a\.png has 24×24 pixels, but the label file says 24×48"),
+        (dict(height=2 * SIDE), r"a\.png has 24×24 pixels, but the COCO file says 24×48"),
         (dict(file_name="../a.png"), "no annotation has a mask in both"),
     ],
 )

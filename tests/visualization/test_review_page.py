@@ -188,7 +188,7 @@ def test_bad_images_leave_nothing_behind(files, tmp_path):
     args = files(ann(1))
     before = {path.name for path in tmp_path.iterdir()}
     cv2.imwrite(str(tmp_path / "1.png"), np.zeros((HEIGHT, 5, 3), dtype=np.uint8))
-    with pytest.raises(ValueError, match="has 5×100 pixels, but the label file says 120×100"):
+    with pytest.raises(ValueError, match="has 5×100 pixels, but the COCO file says 120×100"):
         write_review_page(*args)
     (tmp_path / "1.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"1\.png cannot be read"):

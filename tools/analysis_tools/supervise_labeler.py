@@ -21,7 +21,12 @@ from mmdet.structures import DetDataSample
 from pycocotools.coco import COCO
 from torch import Tensor
 
-from mal_mmdet.apis import add_runner_arguments, load_config, use_safe_checkpoints
+from mal_mmdet.apis import (
+    add_runner_arguments,
+    full_precision_without_gpu,
+    load_config,
+    use_safe_checkpoints,
+)
 from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.engine import ProgressHook
 from mal_mmdet.models import MaskAutoLabeler
@@ -102,6 +107,7 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args)
     cfg.model.update(type="SupervisedLabeler", masks=args.masks)
+    full_precision_without_gpu(cfg)
     use_safe_checkpoints(cfg)
     with trusting_checkpoints(args.trust_checkpoint):
         runner = RUNNERS.build(cfg)

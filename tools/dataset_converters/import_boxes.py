@@ -10,6 +10,7 @@ from pathlib import Path
 from mal_mmdet.labeling import (
     ENDINGS,
     IMPORTS,
+    files_in,
     import_boxes,
     read_classes,
     refuse_input,
@@ -37,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 if __name__ == "__main__":
     args = parse_args()
-    refuse_input(args.out, args.source, *Path(args.source).rglob(f"*{ENDINGS[args.format]}"))
+    refuse_input(args.out, args.source, *files_in(Path(args.source), ENDINGS[args.format]))
     classes = args.classes and read_classes(args.classes)
     coco = import_boxes(args.format, args.source, args.img_dir, classes)
     write_json(args.out, coco)
