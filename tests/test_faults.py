@@ -23,7 +23,7 @@ from mal_mmdet.apis import latest_checkpoint, resume_latest, use_safe_checkpoint
 from mal_mmdet.apis.launch import damage
 from mal_mmdet.datasets import box_crop_dataset
 from mal_mmdet.engine import INTERRUPTED, stop_signals
-from tests.conftest import ROOT, tiny_config
+from tests.conftest import ROOT, forget_runners, tiny_config
 from tests.forked import ranks, train
 from tests.test_distributed import FSDP
 from tests.test_training import assert_same
@@ -128,6 +128,37 @@ def test_a_signal_saves_after_the_iteration(demo, tmp_path, undisturbed):
     assert "saving after this iteration; a second signal ends at once" in text
     assert f"--resume goes on from {tmp_path / 'work' / INTERRUPTED}" in text
     assert_resumes_as_undisturbed(cfg, undisturbed)
+
+
+def test_a_training_takes_the_place_of_no_interrupted_one(demo, tmp_path, capsys):
+    cfg = config(demo, tmp_path / "work", "signal_process")
+    assert train(cfg, tmp_path / "output.txt") == 143
+    left = (tmp_path / "work" / INTERRUPTED).read_bytes()
+    cfg = config(demo, tmp_path / "work", **{"train_cfg.max_epochs": 1})
+    with pytest.raises(RuntimeError, match=rf"{INTERRUPTED} is of a training that was interrupted"):
+        Runner.from_cfg(copy.deepcopy(cfg)).train()
+    assert (tmp_path / "work" / INTERRUPTED).read_bytes() == left
+    (tmp_path / "work" / INTERRUPTED).unlink()
+    forget_runners()
+    Runner.from_cfg(cfg).train()
+    assert "work holds epoch_1.pth of an earlier training" in capsys.readouterr().out
+
+
+def test_a_training_of_another_network_is_not_resumed(demo, tmp_path):
+    cfg = config(demo, tmp_path / "work", **{"train_cfg.max_epochs": 1})
+    Runner.from_cfg(copy.deepcopy(cfg)).train()
+    before = (tmp_path / "work/epoch_1.pth").read_bytes()
+    for key, value, words in (
+        ("model.network.decoder.channels", 8, r"pixel_head\S+ is \(16, 32, 3, 3\)"),
+        ("model.network.backbone.arch.num_layers", 2, r"layers\.1\S+ is not there in the check"),
+    ):
+        other = copy.deepcopy(cfg)
+        other.merge_from_dict({key: value, "train_cfg.max_epochs": 2})
+        resume_latest(other)
+        with pytest.raises(ValueError, match=f"another network cannot be resumed: .*{words}"):
+            Runner.from_cfg(other).train()
+        forget_runners()
+    assert (tmp_path / "work/epoch_1.pth").read_bytes() == before
 
 
 def test_workers_of_the_data_loader_leave_signals_to_their_parent(demo, tmp_path, undisturbed):

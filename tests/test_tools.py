@@ -391,9 +391,14 @@ def test_an_image_folder_that_does_not_exist(trained, demo, tmp_path):
 def test_a_folder_without_the_images(trained, demo, tmp_path):
     out, empty = tmp_path / "labels.json", tmp_path / "empty"
     empty.mkdir()
-    label(trained, demo / "boxes_val.json", empty, out, code=3)
+    done = label(trained, demo / "boxes_val.json", empty, out, code=1)
+    assert "none of the first 4 images" in done.stderr and not out.exists()
+    shutil.copy(demo / "val/00002.jpg", empty)
+    done = label(trained, demo / "boxes_val.json", empty, out, code=3)
+    assert "some boxes cannot be labeled, the first: image" in done.stdout
     report = json.loads((tmp_path / "labels.json.report.json").read_text())
-    assert report["labeled"] == 0 and read_coco(out)["annotations"] == []
+    assert report["labeled"] == len(read_coco(out)["annotations"]) > 0
+    assert {failed["annotation"]["image_id"] for failed in report["failed"]} == {1, 3, 4}
 
 
 def test_nothing_that_is_read_is_written_over(trained, demo, tmp_path):

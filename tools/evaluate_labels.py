@@ -69,6 +69,8 @@ def main() -> None:
     Console().print(table)
     if figures["num_missing"]:
         print(f"{figures['num_missing']} boxes have no mask and count as IoU 0")
+    if figures["num_human"]:
+        print(f"{figures['num_human']} masks are human ones that labeling kept, and count as well")
     if args.out:
         write_json(args.out, without_nan(figures), indent=1)
 

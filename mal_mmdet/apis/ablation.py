@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os.path as osp
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,7 @@ def run_once(cfg: Config) -> dict[str, float]:
         of the training not counted.
 
     Raises:
+        FileNotFoundError: What it tests on is not there.
         ValueError: See :func:`check_work_dir`.
     """
     settings, work_dir = check_work_dir(cfg), Path(cfg.work_dir)
@@ -109,6 +111,7 @@ def run_once(cfg: Config) -> dict[str, float]:
     result_file = work_dir / "result.json"
     if result_file.exists():
         return json.loads(result_file.read_text())
+    _check_test_files(cfg)
     use_safe_checkpoints(cfg)
     resume_latest(cfg)
     # MMEngine keeps visualizers by their names, and with them the folder of the run before.
@@ -125,6 +128,20 @@ def run_once(cfg: Config) -> dict[str, float]:
     if is_main_process():
         write_json(result_file, result, indent=1)
     return result
+
+
+def _check_test_files(cfg: Config) -> None:
+    """Known before hours of training that nothing could measure."""
+    dataset = cfg.test_dataloader.dataset.get("dataset", {})
+    paths = [cfg.test_evaluator.get("ann_file")]
+    if "ann_file" in dataset:
+        paths.append(osp.join(dataset.get("data_root") or "", dataset.ann_file))
+    for path in paths:
+        if path and not osp.exists(path):
+            raise FileNotFoundError(
+                f"the config tests on {path}, which does not exist: set "
+                "test_dataloader.dataset.dataset and test_evaluator.ann_file"
+            )
 
 
 def check_work_dir(cfg: Config) -> dict[str, Any]:

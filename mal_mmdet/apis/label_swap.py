@@ -347,9 +347,10 @@ def _check_images(
 
 def _folder_advice(dataset: ConfigDict, option: str) -> str:
     prefix = (dataset.get("data_prefix") or {}).get("img", "")
-    return (
-        f"Give their folder with {option}, or with --data-root the one that has them in {prefix!r}"
-    )
+    advice = f"Give their folder with {option}"
+    if not osp.isabs(prefix):
+        advice += f", or with --data-root the one that has them in {prefix!r}"
+    return advice
 
 
 def _missing_semantic_maps(cfg: Config, dataset: ConfigDict) -> str | None:

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.fileio import exists
 from mmengine.runner import Runner
 
+from mal_mmdet.datasets import CocoBoxDataset
 from mal_mmdet.datasets.transforms import ExpandBBox
 from mal_mmdet.labeling import file_sha256, refuse_input, shard_folder
 from mal_mmdet.models import MaskAutoLabeler
@@ -84,7 +86,7 @@ def generate_labels(
         Number of annotations that could not be labeled; known to the main rank, 0 on others.
 
     Raises:
-        FileNotFoundError: No such checkpoint, or no such folder of images.
+        FileNotFoundError: No such checkpoint, no such folder of images, or not these images in it.
         ValueError: The config is of something else, the checkpoint does not fit it, a file is not
             what it should be, or ``out_file`` is one of those that are read.
         RuntimeError: Another process writes this label file, or an interrupted run did, and
@@ -157,9 +159,20 @@ def generate_labels(
     cfg.get("default_hooks", {}).pop("visualization", None)  # no masks of whole images to draw
     cfg.custom_hooks = [dict(type="LabelProgressHook"), dict(type="LabelStopHook")]
     runner = Runner.from_cfg(cfg)
+    _check_images(runner.test_loop.dataloader.dataset.dataset, img_dir)
     load_weights(runner, checkpoint)
     unwrapped(runner.model).cast_networks()
     return runner.test().get("labels/failed", 0)
+
+
+def _check_images(dataset: CocoBoxDataset, img_dir: str | Path) -> None:
+    """A wrong folder would put a file without labels in the place of one from the right folder."""
+    paths = [dataset.get_data_info(i)["img_path"] for i in range(min(len(dataset), 10))]
+    if paths and not any(exists(path, backend_args=dataset.backend_args) for path in paths):
+        raise FileNotFoundError(
+            f"none of the first {len(paths)} images of {dataset.ann_file} was found in {img_dir}; "
+            f"looked for {paths[0]}. Give the folder that their names are relative to by --img-dir"
+        )
 
 
 def _provenance(cfg: Config, weights: str, date: str | None) -> dict:

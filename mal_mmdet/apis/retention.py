@@ -269,7 +269,8 @@ def _check_images(rows: Sequence[Row]) -> None:
                 f"{row.labels} has other images than {rows[0].labels}, or in another order, or "
                 f"annotations in other ones ({sum(used for *_, used in images)} of {len(images)} "
                 f"with annotations, expected {sum(used for *_, used in expected)} of "
-                f"{len(expected)}): rows can be compared only if they see the same images"
+                f"{len(expected)}): rows can be compared only if they see the same images. Of "
+                "reviewed labels, those of tools/apply_review.py --rejected ignore do"
             )
 
 

@@ -14,7 +14,9 @@ from mmdet.registry import HOOKS
 from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from mmengine.runner._flexible_runner import FlexibleRunner
 
 from mal_mmdet.datasets import SeededSampler
 from mal_mmdet.labeling import replacing, write_text
@@ -103,6 +105,8 @@ class SafeCheckpointHook(CheckpointHook):
         if not (isinstance(ids, list) and all(type(number) is int for number in ids)):
             known["keep_ckpt_ids"] = []
         super().before_train(runner)
+        if runner.iter == 0:
+            self._look_for_earlier(runner)
         if self.save_best is not None and len(self.key_indicators) == 1:
             self.best_ckpt_path = self._own(self.best_ckpt_path)
         elif self.save_best is not None:
@@ -116,6 +120,37 @@ class SafeCheckpointHook(CheckpointHook):
         if self._skipped:
             runner.train_dataloader.sampler.start = self._skipped // get_world_size()
         stop_signals.noting = stop_signals.handling
+
+    def _look_for_earlier(self, runner: Runner) -> None:
+        interrupted = Path(self.out_dir, INTERRUPTED)
+        if interrupted.exists():
+            raise RuntimeError(
+                f"{interrupted} is of a training that was interrupted, and this one would take its "
+                "place: go on with that by --resume, give another --work-dir, or remove the file "
+                "to train anew"
+            )
+        earlier = sorted(p.name for n in ("epoch_*", "iter_*") for p in Path(self.out_dir).glob(n))
+        if earlier:
+            runner.logger.warning(
+                f"{self.out_dir} holds {', '.join(earlier[:3])}{' …' if len(earlier) > 3 else ''} "
+                "of an earlier training, which this one replaces one by one; --resume goes on "
+                "with it"
+            )
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        # Resumed with weights that do not fit, a training would begin anew in part, or end with
+        # what the optimizer says of its groups. Sharded weights are loaded by other means.
+        if not runner._resume or isinstance(runner, FlexibleRunner):
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        found = checkpoint.get("state_dict", checkpoint)
+        for name, tensor in model.state_dict().items():
+            if name not in found or found[name].shape != tensor.shape:
+                shape = tuple(found[name].shape) if name in found else "not there"
+                raise ValueError(
+                    f"a training of another network cannot be resumed: {name} is {shape} in the "
+                    f"checkpoint, but {tuple(tensor.shape)} in this config"
+                )
 
     def _own(self, path: Any) -> str | None:
         """The best checkpoint of that name here, wherever the work dir was when it was written."""

@@ -7,14 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from mmdet.registry import METRICS
+from mmdet.structures.bbox import bbox_overlaps
 from mmengine.evaluator import BaseMetric
 from pycocotools import mask as mask_utils
+from torchvision.ops import box_convert
 
 from mal_mmdet.labeling import (
     encode_mask,
     find_problems,
     image_file,
+    is_bbox,
     mask_problem,
     read_coco,
     to_rle,
@@ -24,6 +28,8 @@ from mal_mmdet.structures import AREA_LIMITS
 
 from .boundary_iou import boundary_iou
 from .category_groups import resolve_groups
+
+SAME_BOX = 0.5  # median IoU; detected or redrawn boxes of the same objects lie above
 
 
 def human_rle(ann: dict, image: dict) -> dict:
@@ -140,9 +146,7 @@ def evaluate_masks(
     names = {category["id"]: category["name"] for category in truth["categories"]}
     if groups is not None:
         groups = resolve_groups(groups, [*names.values()])
-    for i, problem in find_problems(truth, allow_outside=True).items():
-        if not problem.startswith("bbox ["):  # of numbers, wherever they lie: the mask counts
-            raise ValueError(f"annotations[{i}] of the ground truth: {problem}")
+    _check_truth(truth)
     images = {image["id"]: image for image in truth["images"]}
     ious, boundary_ious, categories, areas = [], [], [], []
     missing = 0
@@ -169,33 +173,69 @@ def evaluate_masks(
     return result | dict(num_missing=missing)
 
 
+def _check_truth(truth: dict) -> None:
+    for i, problem in find_problems(truth, allow_outside=True).items():
+        if not problem.startswith("bbox ["):  # of numbers, wherever they lie: the mask counts
+            raise ValueError(f"annotations[{i}] of the ground truth: {problem}")
+
+
 def evaluate_label_files(
     pred_file: str | Path, truth_file: str | Path, **options
 ) -> dict[str, float]:
     """:func:`evaluate_masks`, with its options, of a label file, matched by annotation id.
 
+    Returns:
+        Its figures, and ``num_human``: how many of the masks labeling has kept (``source``), and
+        are perhaps the very ones that they are compared with.
+
     Raises:
-        ValueError: As :func:`evaluate_masks`, or an id is that of another image's box.
+        ValueError: As :func:`evaluate_masks` and :func:`check_pairs`.
     """
     pred, truth = read_coco(pred_file), read_coco(truth_file)
     for i, problem in find_problems(pred, allow_outside=True).items():
         raise ValueError(f"annotations[{i}] of {pred_file}: {problem}")
+    _check_truth(truth)
+    check_pairs(pred, truth, pred_file, truth_file)
     masks = {ann["id"]: ann.get("segmentation") for ann in pred["annotations"]}
-    figures = evaluate_masks(masks, truth, **options)
-    places = annotated_images(pred)
-    for ann_id, name in annotated_images(truth).items():
-        if places.get(ann_id, name) != name:
+    human = {ann["id"] for ann in pred["annotations"] if ann.get("source") == "human"}
+    compared = {ann["id"] for ann in truth["annotations"] if not ann.get("iscrowd")}
+    return evaluate_masks(masks, truth, **options) | dict(num_human=len(human & compared))
+
+
+def check_pairs(pred: dict, truth: dict, pred_file: str | Path, truth_file: str | Path) -> None:
+    """Refuses two COCO files in which the same ids are those of other annotations.
+
+    Raises:
+        ValueError: Such an annotation is on another image, by its name without the folder; or the
+            boxes of most lie elsewhere, as where one file has been numbered anew.
+    """
+    names = [
+        {image["id"]: Path(image_file(image)).name for image in coco["images"]}
+        for coco in (pred, truth)
+    ]
+    labels, pairs = {ann["id"]: ann for ann in pred["annotations"]}, []
+    for ann in truth["annotations"]:
+        label = labels.get(ann["id"])
+        if label is None:
+            continue
+        found, expected = names[0].get(label["image_id"]), names[1].get(ann["image_id"])
+        if found != expected:
             raise ValueError(
-                f"annotation {ann_id} is on {places[ann_id]} in {pred_file}, but on {name} in "
+                f"annotation {ann['id']!r} is on {found} in {pred_file}, but on {expected} in "
                 f"{truth_file}: their ids do not belong together"
             )
-    return figures
-
-
-def annotated_images(coco: dict) -> dict[int | str, str]:
-    """The name of each annotation's image, without its folder: two files may have other ones."""
-    names = {image["id"]: Path(image_file(image)).name for image in coco["images"]}
-    return {ann["id"]: names[ann["image_id"]] for ann in coco["annotations"]}
+        if is_bbox(label.get("bbox")) and is_bbox(ann.get("bbox")):
+            pairs.append((label["bbox"], ann["bbox"]))
+    if not pairs:
+        return
+    boxes = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+    ious = bbox_overlaps(*(box_convert(b, "xywh", "xyxy") for b in boxes), is_aligned=True)
+    if ious.median() < SAME_BOX:
+        raise ValueError(
+            f"{pred_file} and {truth_file} have annotations with the same ids, but most of their "
+            f"boxes lie elsewhere (median IoU {ious.median():.2f}): their ids do not belong "
+            "together"
+        )
 
 
 @METRICS.register_module()

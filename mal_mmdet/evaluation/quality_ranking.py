@@ -10,7 +10,7 @@ import numpy as np
 from mal_mmdet.labeling import read_coco
 from mal_mmdet.progress import track
 
-from .mask_iou import paired_iou
+from .mask_iou import check_pairs, paired_iou
 
 WORST_SHARE = 0.2
 
@@ -60,13 +60,14 @@ def measure_quality(pred_file: str | Path, truth_file: str | Path) -> dict[str, 
     the ground truth do not take part.
 
     Raises:
-        ValueError: No annotation has ``mask_quality``, a human mask is missing, or a pair of
-            masks differs in size.
+        ValueError: No annotation has ``mask_quality``, a human mask is missing, a pair of masks
+            differs in size, or ids do not belong together, see :func:`check_pairs`.
     """
-    pred = {ann["id"]: ann for ann in read_coco(pred_file)["annotations"] if "mask_quality" in ann}
+    labels, truth = read_coco(pred_file), read_coco(truth_file)
+    pred = {ann["id"]: ann for ann in labels["annotations"] if "mask_quality" in ann}
     if not pred:
         raise ValueError(f"no annotation of {pred_file} has mask_quality")
-    truth = read_coco(truth_file)
+    check_pairs(labels, truth, pred_file, truth_file)
     images = {image["id"]: image for image in truth["images"]}
     qualities, ious = [], []
     for ann in track(truth["annotations"], "comparing masks", "masks"):

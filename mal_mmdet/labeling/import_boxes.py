@@ -58,10 +58,14 @@ def read_classes(values: Sequence[str]) -> list[str]:
         values: Names, or one file: YOLO's ``data.yaml``, or a text with a name a line.
 
     Raises:
+        FileNotFoundError: One value that can only be meant as a file, and there is none.
         ValueError: A YAML file without ``names``, or a name occurs twice.
     """
     names = list(values)
-    if len(names) == 1 and Path(names[0]).is_file():
+    if len(names) == 1 and not Path(names[0]).is_file():
+        if "/" in names[0] or Path(names[0]).suffix in (".yaml", ".yml", ".txt"):
+            raise FileNotFoundError(f"there is no file {names[0]} of classes")
+    elif len(names) == 1:
         path = Path(names[0])
         text = _read_text(path)
         if path.suffix in (".yaml", ".yml"):

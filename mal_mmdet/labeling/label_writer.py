@@ -33,7 +33,7 @@ from .coco_file import (
 )
 from .json_stream import ListWriter, write_around
 from .paste import arrived, encode_window, mask_windows
-from .polygons import mask_bbox, mask_problem, mask_to_polygons
+from .polygons import mask_bbox, mask_problem, mask_to_polygons, segmentation_to_mask
 from .shards import LabelShards, common_fingerprint, file_sha256
 
 MASK_FORMATS = ("rle", "polygon")
@@ -311,12 +311,18 @@ class LabelWriter(BaseMetric):
             if label and not problem:
                 problem = label.get("problem")
             elif not problem:
-                if self.only_missing and has_mask(ann):
+                image = images[ann["image_id"]]
+                human = self.only_missing and has_mask(ann)
+                if human:
                     ann.setdefault("source", "human")
                 elif not ann.get("iscrowd"):
                     problem = "the config's data set left it out"
-                problem = problem or complete_annotation(ann, images[ann["image_id"]])
+                problem = problem or complete_annotation(ann, image)
+                if human and not problem and self.mask_format == "polygon":
+                    ann["segmentation"] = _as_polygons(ann, image)
             if problem:
+                if not counts["failed"]:
+                    print_log(f"some boxes cannot be labeled, the first: {problem}", "current")
                 counts["failed"] += 1
                 name = (
                     ann.get("id", i if self.detections else None) if isinstance(ann, dict) else None
@@ -337,6 +343,15 @@ class LabelWriter(BaseMetric):
                 ann["iscrowd"] = int(bool(ann.get("iscrowd")))  # evaluators need a number
             out.add(ann)
         return counts
+
+
+def _as_polygons(ann: dict, image: dict) -> dict | list:
+    """A human mask for loaders that ignore RLE; a crowd stays RLE, as all expect it."""
+    segmentation = ann["segmentation"]
+    if ann.get("iscrowd") or not isinstance(segmentation, dict):
+        return segmentation
+    mask = segmentation_to_mask(segmentation, image["height"], image["width"])
+    return [[float(v) for v in polygon] for polygon in mask_to_polygons(mask)]
 
 
 def report_path(out_file: str | Path) -> Path:

@@ -9,7 +9,7 @@ from mmdet.visualization import DetLocalVisualizer
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from mal_mmdet.evaluation.mask_iou import paired_iou, paired_rles
+from mal_mmdet.evaluation.mask_iou import check_pairs, paired_iou, paired_rles
 from mal_mmdet.labeling import find_problems, image_file, read_coco, read_image_of, refuse_input
 from mal_mmdet.progress import track
 from mal_mmdet.structures import bbox_to_crop, crop_and_resize, expand_bbox, mask_on_cells
@@ -45,14 +45,16 @@ def draw_label_sheet(
         seed: Seed of the random choice.
 
     Raises:
-        ValueError: Unknown order, no box has a mask in both files, an image cannot be read or has
-            another size than the files say, or ``out_file`` is one of those that are read.
+        ValueError: Unknown order, no box has a mask in both files, their ids do not belong
+            together, an image cannot be read or has another size than the files say, or
+            ``out_file`` is one of those that are read.
     """
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}, but must be one of {ORDERS}")
-    truth = read_coco(truth_file)
+    labels, truth = read_coco(pred_file), read_coco(truth_file)
+    check_pairs(labels, truth, pred_file, truth_file)
     images = {image["id"]: image for image in truth["images"]}
-    pred = {ann["id"]: ann.get("segmentation") for ann in read_coco(pred_file)["annotations"]}
+    pred = {ann["id"]: ann.get("segmentation") for ann in labels["annotations"]}
     unusable = find_problems(truth)
     annotations = [
         ann

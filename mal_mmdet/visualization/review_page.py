@@ -17,7 +17,7 @@ import cv2
 import mmcv
 import numpy as np
 
-from mal_mmdet.evaluation.mask_iou import paired_iou
+from mal_mmdet.evaluation.mask_iou import check_pairs, paired_iou
 from mal_mmdet.labeling import (
     check_masks,
     file_sha256,
@@ -220,23 +220,19 @@ def _check_id(ann_id: int | str) -> None:
 
 def _ious(anns: list[dict], images: dict[Any, dict], truth_file: str | Path) -> list[float | None]:
     """IoU of each mask with the human one, None where there is none."""
+    coco = read_coco(truth_file)
+    labels = dict(images=[*images.values()], annotations=anns)
+    check_pairs(labels, coco, "the label file", truth_file)
     truth = {
-        ann["id"]: ann
-        for ann in read_coco(truth_file)["annotations"]
-        if has_mask(ann) and not ann.get("iscrowd")
+        ann["id"]: ann for ann in coco["annotations"] if has_mask(ann) and not ann.get("iscrowd")
     }
     ious: list[float | None] = []
     for ann in track(anns, "comparing masks", "masks"):
         if ann["id"] not in truth:
             ious.append(None)
             continue
-        human = truth[ann["id"]]
-        if human["image_id"] != ann["image_id"]:
-            raise ValueError(
-                f"annotation {ann['id']!r} is of image {human['image_id']!r} in {truth_file}, but "
-                f"of {ann['image_id']!r} in the label file; they do not belong together"
-            )
-        ious.append(_rounded(paired_iou(ann["segmentation"], human, images[ann["image_id"]])))
+        iou = paired_iou(ann["segmentation"], truth[ann["id"]], images[ann["image_id"]])
+        ious.append(round(iou, 4))
     if not truth.keys() & {ann["id"] for ann in anns}:
         raise ValueError(
             f"{truth_file} has no mask for any annotation of the label file: ids must match"

@@ -72,6 +72,11 @@ def test_the_table_holds_what_the_runs_measured(demo, tmp_path, monkeypatch):
         losses = [json.loads(line) for line in log.read_text().splitlines() if "loss" in line]
         assert len({entry["step"] for entry in losses}) == len(losses) > 0
 
+    with pytest.raises(FileNotFoundError, match=r"the config tests on .*/boxes_no\.json"):
+        key = "test_dataloader.dataset.dataset.ann_file"
+        run_ablation(changes, tmp_path / "other", base, options | {key: "boxes_no.json"})
+    assert not list((tmp_path / "other").rglob("*.pth"))
+
     # What is done is not done again.
     monkeypatch.setattr(ablation.RUNNERS, "build", lambda cfg: pytest.fail("ran again"))
     assert run_ablation(changes, tmp_path / "out", base, options) == rows

@@ -18,6 +18,7 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
+from pycocotools import mask as mask_utils
 
 from mal_mmdet.apis import generate_labels
 from mal_mmdet.apis.launch import load_weights
@@ -410,6 +411,15 @@ def test_only_missing_keeps_human_masks(job, demo, undisturbed, tmp_path):
     report = json.loads((tmp_path / "labels.json.report.json").read_text())
     assert report["labeled"] == len(coco["annotations"]) - len(kept)
 
+    files = *files[:-1], tmp_path / "polygons.json"
+    assert generate_labels(*files, only_missing=True, mask_format="polygon") == 0
+    for ann in read_coco(files[-1])["annotations"]:
+        assert isinstance(ann["segmentation"], list)
+        if ann["id"] in kept:
+            size = kept[ann["id"]]["size"]
+            pair = [to_rle(s, *size) for s in (ann["segmentation"], kept[ann["id"]])]
+            assert mask_utils.iou(pair[:1], pair[1:], [0])[0, 0] >= 0.98
+
 
 def test_low_quality(job, undisturbed, tmp_path):
     labels = json.loads(undisturbed)["annotations"]
@@ -486,6 +496,15 @@ def test_crops_of_any_image_give_the_masks_that_predict_gives(job, undisturbed):
                 assert encode_mask(full) == labels[index]["segmentation"]
                 number += 1
     assert number == len(labels) and differ <= 2
+
+
+def test_another_folder_of_images_costs_no_labels(job, tmp_path):
+    cfg, checkpoint, boxes, _ = job
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "out.json").write_text("labels of before")
+    with pytest.raises(FileNotFoundError, match=r"none of the first 8 images .*empty; looked"):
+        generate_labels(cfg, checkpoint, boxes, tmp_path / "empty", tmp_path / "out.json")
+    assert (tmp_path / "out.json").read_text() == "labels of before"
 
 
 def test_no_such_weights(job, tmp_path):

@@ -13,7 +13,7 @@ from mal_mmdet.evaluation import (
     evaluate_masks,
     mean_ious,
 )
-from mal_mmdet.labeling import encode_mask
+from mal_mmdet.labeling import encode_mask, write_json
 
 HEIGHT, WIDTH = 120, 140
 CATEGORIES = [dict(id=1, name="cat"), dict(id=2, name="bus"), dict(id=3, name="cup")]
@@ -176,6 +176,29 @@ def test_metric_and_files_agree(tmp_path):
     (tmp_path / "pred.json").write_text(json.dumps(pred))
     with pytest.raises(ValueError, match=r"annotation 100 is on another\.jpg in .*do not belong"):
         evaluate_label_files(tmp_path / "pred.json", tmp_path / "truth.json")
+
+
+def test_the_same_ids_of_other_boxes_are_refused(tmp_path):
+    """Whatever the ids of images, and unless boxes have only been drawn again."""
+    files = tmp_path / "pred.json", tmp_path / "truth.json"
+    data = truth(SPECS)
+    write_json(files[1], data)
+    for image in data["images"]:
+        image["id"] += 1000
+    for ann in data["annotations"]:
+        ann["image_id"] += 1000
+        x, y, w, h = ann["bbox"]
+        ann["bbox"] = [x - 1, y, w + 2, h + 1]
+    data["annotations"][0]["source"] = "human"
+    write_json(files[0], data)
+    figures = evaluate_label_files(*files)
+    assert figures["miou"] == 1 and figures["num_human"] == 1
+    ids = [ann["id"] for ann in data["annotations"]]
+    for ann, ann_id in zip(data["annotations"], [*ids[1:], ids[0]]):
+        ann["id"] = ann_id
+    write_json(files[0], data)
+    with pytest.raises(ValueError, match=r"most of their boxes lie elsewhere \(median IoU 0"):
+        evaluate_label_files(*files)
 
 
 @pytest.mark.parametrize("counts", [[5, 1_000_000_000], "0_oo1"])

@@ -162,6 +162,10 @@ def test_classes(tmp_path):
             read_classes([str(tmp_path / "bad.yaml")])
     with pytest.raises(ValueError, match=r"more than once: \['a'\]"):
         read_classes(["a", "b", "a"])
+    assert read_classes(["cat"]) == ["cat"]
+    for name in ("data.yml", "folder/classes"):
+        with pytest.raises(FileNotFoundError, match=f"there is no file {name} of classes"):
+            read_classes([name])
 
 
 GOOD = "0 0.5 0.5 0.1 0.1\n"

@@ -140,7 +140,7 @@ def test_iou_beside_quality(files, tmp_path):
         write_review_page(*args[:2], tmp_path / "other", truth_file=tmp_path / "truth.json")
     truth["annotations"] = [ann(1, image_id=2)]
     write_json(tmp_path / "truth.json", truth)
-    with pytest.raises(ValueError, match=r"annotation 1 is of image 2 in .*truth\.json"):
+    with pytest.raises(ValueError, match=r"annotation 1 is on .* in the label file, but on .*json"):
         write_review_page(*args[:2], tmp_path / "other", truth_file=tmp_path / "truth.json")
 
 
