@@ -187,6 +187,22 @@ def test_interrupted_again_and_in_the_last_iteration_of_an_epoch(demo, tmp_path,
     assert_resumes_as_undisturbed(cfg, undisturbed)
 
 
+@pytest.mark.parametrize("iterations", [False, True])
+def test_a_signal_after_the_last_iteration_leaves_nothing_to_resume(demo, tmp_path, iterations):
+    cfg = config(demo, tmp_path / "work", **{"train_cfg.max_epochs": 1})
+    cfg.val_dataloader, cfg.val_evaluator = cfg.test_dataloader, cfg.test_evaluator
+    cfg.val_cfg = dict(type="ValLoop")
+    if iterations:
+        cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=2, val_interval=2)
+        cfg.default_hooks.checkpoint.by_epoch = False
+        cfg.param_scheduler = []
+    cfg.custom_hooks.append(dict(type="FaultHook", fault="signal_process", epoch=True))
+    assert train(cfg, tmp_path / "output.txt") == 0
+    assert "mask/miou" in (tmp_path / "output.txt").read_text()
+    assert len(list((tmp_path / "work").glob("*.pth"))) == 1 + iterations
+    assert not (tmp_path / "work" / INTERRUPTED).exists()
+
+
 @pytest.mark.parametrize("interval", [1, 2])
 def test_a_signal_while_an_epoch_is_saved_does_not_wait_for_validation(
     demo, tmp_path, undisturbed, interval

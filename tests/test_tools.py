@@ -392,7 +392,7 @@ def test_a_folder_without_the_images(trained, demo, tmp_path):
     out, empty = tmp_path / "labels.json", tmp_path / "empty"
     empty.mkdir()
     done = label(trained, demo / "boxes_val.json", empty, out, code=1)
-    assert "none of the first 4 images" in done.stderr and not out.exists()
+    assert "none of the 4 images" in done.stderr and not out.exists()
     shutil.copy(demo / "val/00002.jpg", empty)
     done = label(trained, demo / "boxes_val.json", empty, out, code=3)
     assert "some boxes cannot be labeled, the first: image" in done.stdout

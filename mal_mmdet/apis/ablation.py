@@ -15,6 +15,7 @@ from typing import Any
 from mmdet.registry import RUNNERS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.fileio import exists
 
 from mal_mmdet.engine import ProgressHook
 from mal_mmdet.labeling import without_nan, write_json, write_text
@@ -132,12 +133,13 @@ def run_once(cfg: Config) -> dict[str, float]:
 
 def _check_test_files(cfg: Config) -> None:
     """Known before hours of training that nothing could measure."""
-    dataset = cfg.test_dataloader.dataset.get("dataset", {})
-    paths = [cfg.test_evaluator.get("ann_file")]
+    dataset, evaluators = cfg.test_dataloader.dataset.get("dataset", {}), cfg.test_evaluator
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    paths = [evaluator.get("ann_file") for evaluator in evaluators]
     if "ann_file" in dataset:
         paths.append(osp.join(dataset.get("data_root") or "", dataset.ann_file))
     for path in paths:
-        if path and not osp.exists(path):
+        if path and not exists(path):
             raise FileNotFoundError(
                 f"the config tests on {path}, which does not exist: set "
                 "test_dataloader.dataset.dataset and test_evaluator.ann_file"

@@ -20,12 +20,17 @@ import numpy as np
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.fileio import exists
 from mmengine.runner import Runner
 
-from mal_mmdet.datasets import CocoBoxDataset
 from mal_mmdet.datasets.transforms import ExpandBBox
-from mal_mmdet.labeling import file_sha256, refuse_input, shard_folder
+from mal_mmdet.labeling import (
+    file_sha256,
+    image_file,
+    image_problem,
+    open_coco,
+    refuse_input,
+    shard_folder,
+)
 from mal_mmdet.models import MaskAutoLabeler
 from mal_mmdet.version import __version__
 
@@ -90,12 +95,14 @@ def generate_labels(
         ValueError: The config is of something else, the checkpoint does not fit it, a file is not
             what it should be, or ``out_file`` is one of those that are read.
         RuntimeError: Another process writes this label file, or an interrupted run did, and
-            ``resume`` is not given or something else is labeled now.
+            ``resume`` is not given or something else is labeled now; or ranks do not label the
+            same, see :func:`common_fingerprint`.
         OSError: The disk is full.
     """
     refuse_input(out_file, ann_file, detections)
     if not Path(img_dir).is_dir():  # known before hours of labels that fail
         raise FileNotFoundError(f"there is no folder {img_dir} of the images")
+    _check_images(ann_file, img_dir)
     cfg = copy.deepcopy(cfg)
     kind = class_of(cfg.model, MODELS)
     if not (isinstance(kind, type) and issubclass(kind, MaskAutoLabeler)):
@@ -159,19 +166,19 @@ def generate_labels(
     cfg.get("default_hooks", {}).pop("visualization", None)  # no masks of whole images to draw
     cfg.custom_hooks = [dict(type="LabelProgressHook"), dict(type="LabelStopHook")]
     runner = Runner.from_cfg(cfg)
-    _check_images(runner.test_loop.dataloader.dataset.dataset, img_dir)
     load_weights(runner, checkpoint)
     unwrapped(runner.model).cast_networks()
     return runner.test().get("labels/failed", 0)
 
 
-def _check_images(dataset: CocoBoxDataset, img_dir: str | Path) -> None:
+def _check_images(ann_file: str | Path, img_dir: str | Path) -> None:
     """A wrong folder would put a file without labels in the place of one from the right folder."""
-    paths = [dataset.get_data_info(i)["img_path"] for i in range(min(len(dataset), 10))]
-    if paths and not any(exists(path, backend_args=dataset.backend_args) for path in paths):
+    images = (i for i in open_coco(ann_file)["images"] if image_problem(i) is None)
+    paths = [Path(img_dir, image_file(image)) for image in images]
+    if paths and not any(path.exists() for path in paths):
         raise FileNotFoundError(
-            f"none of the first {len(paths)} images of {dataset.ann_file} was found in {img_dir}; "
-            f"looked for {paths[0]}. Give the folder that their names are relative to by --img-dir"
+            f"none of the {len(paths)} images of {ann_file} was found in {img_dir}; looked for "
+            f"{paths[0]} and so on. Give the folder that their names are relative to by --img-dir"
         )
 
 

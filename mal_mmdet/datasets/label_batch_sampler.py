@@ -30,6 +30,9 @@ class LabelBatchSampler(Sampler):
         shards: Folder of :class:`LabelShards`; batches that are finished there are left out.
         fingerprint: Of the run, as its :class:`LabelWriter` has it: what a lost process of
             another one still writes there is not finished.
+
+    Raises:
+        RuntimeError: As :func:`common_fingerprint`.
     """
 
     def __init__(

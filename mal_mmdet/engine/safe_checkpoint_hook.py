@@ -14,9 +14,9 @@ from mmdet.registry import HOOKS
 from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
+from mmengine.runner.checkpoint import get_state_dict
 
 from mal_mmdet.datasets import SeededSampler
 from mal_mmdet.labeling import replacing, write_text
@@ -142,9 +142,8 @@ class SafeCheckpointHook(CheckpointHook):
         # what the optimizer says of its groups. Sharded weights are loaded by other means.
         if not runner._resume or isinstance(runner, FlexibleRunner):
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         found = checkpoint.get("state_dict", checkpoint)
-        for name, tensor in model.state_dict().items():
+        for name, tensor in get_state_dict(runner.model).items():
             if name not in found or found[name].shape != tensor.shape:
                 shape = tuple(found[name].shape) if name in found else "not there"
                 raise ValueError(
@@ -168,11 +167,13 @@ class SafeCheckpointHook(CheckpointHook):
     ) -> None:
         # Whoever resumes from a checkpoint in mid-epoch has to know where that was.
         runner.message_hub.update_info(SAMPLES_DONE, self._samples_done(runner, batch_idx + 1) or 0)
+        last = self.last_ckpt
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         runner.message_hub.update_info(SAMPLES_DONE, 0)
         # No checkpoint holds gradients that wait for a step.
         if (number := self._signal()) and optimizer_has_stepped(runner):
-            self._save_interrupted(runner, self._samples_done(runner, batch_idx + 1))
+            if self.last_ckpt == last:
+                self._save_interrupted(runner, self._samples_done(runner, batch_idx + 1))
             raise SystemExit(128 + number)
 
     def _signal(self) -> int:
@@ -223,7 +224,8 @@ class SafeCheckpointHook(CheckpointHook):
     def after_train_epoch(self, runner: Runner) -> None:
         self._skipped, last = 0, self.last_ckpt
         super().after_train_epoch(runner)
-        if number := self._signal():  # during the checkpoint; a validation may take long
+        # After the last epoch nothing but validation is left, which no resumed training makes up.
+        if (number := self._signal()) and not self.is_last_train_epoch(runner):
             if self.last_ckpt == last:
                 self._save_interrupted(runner, 0, by_epoch=True)
             raise SystemExit(128 + number)

@@ -18,6 +18,7 @@ from mal_mmdet.labeling import (
     encode_mask,
     find_problems,
     image_file,
+    image_problem,
     is_bbox,
     mask_problem,
     read_coco,
@@ -146,7 +147,9 @@ def evaluate_masks(
     names = {category["id"]: category["name"] for category in truth["categories"]}
     if groups is not None:
         groups = resolve_groups(groups, [*names.values()])
-    _check_truth(truth)
+    for i, problem in find_problems(truth, allow_outside=True).items():
+        if not problem.startswith("bbox ["):  # of numbers, wherever they lie: the mask counts
+            raise ValueError(f"annotations[{i}] of the ground truth: {problem}")
     images = {image["id"]: image for image in truth["images"]}
     ious, boundary_ious, categories, areas = [], [], [], []
     missing = 0
@@ -173,12 +176,6 @@ def evaluate_masks(
     return result | dict(num_missing=missing)
 
 
-def _check_truth(truth: dict) -> None:
-    for i, problem in find_problems(truth, allow_outside=True).items():
-        if not problem.startswith("bbox ["):  # of numbers, wherever they lie: the mask counts
-            raise ValueError(f"annotations[{i}] of the ground truth: {problem}")
-
-
 def evaluate_label_files(
     pred_file: str | Path, truth_file: str | Path, **options
 ) -> dict[str, float]:
@@ -194,47 +191,53 @@ def evaluate_label_files(
     pred, truth = read_coco(pred_file), read_coco(truth_file)
     for i, problem in find_problems(pred, allow_outside=True).items():
         raise ValueError(f"annotations[{i}] of {pred_file}: {problem}")
-    _check_truth(truth)
     check_pairs(pred, truth, pred_file, truth_file)
     masks = {ann["id"]: ann.get("segmentation") for ann in pred["annotations"]}
+    figures = evaluate_masks(masks, truth, **options)
     human = {ann["id"] for ann in pred["annotations"] if ann.get("source") == "human"}
     compared = {ann["id"] for ann in truth["annotations"] if not ann.get("iscrowd")}
-    return evaluate_masks(masks, truth, **options) | dict(num_human=len(human & compared))
+    return figures | dict(num_human=len(human & compared))
 
 
 def check_pairs(pred: dict, truth: dict, pred_file: str | Path, truth_file: str | Path) -> None:
     """Refuses two COCO files in which the same ids are those of other annotations.
 
+    Annotations that cannot be used are passed over.
+
     Raises:
         ValueError: Such an annotation is on another image, by its name without the folder; or the
             boxes of most lie elsewhere, as where one file has been numbered anew.
     """
-    names = [
-        {image["id"]: Path(image_file(image)).name for image in coco["images"]}
-        for coco in (pred, truth)
-    ]
-    labels, pairs = {ann["id"]: ann for ann in pred["annotations"]}, []
-    for ann in truth["annotations"]:
-        label = labels.get(ann["id"])
-        if label is None:
+    names, (labels, humans) = [], [{}, {}]
+    for coco, anns in ((pred, labels), (truth, humans)):
+        sound = (image for image in coco["images"] if image_problem(image) is None)
+        names.append({image["id"]: Path(image_file(image)).name for image in sound})
+        problems = find_problems(coco, allow_outside=True)
+        for i, ann in enumerate(coco["annotations"]):
+            if problems.get(i, "bbox [").startswith("bbox ["):
+                anns[ann["id"]] = ann
+    pairs = []
+    for ann_id, human in humans.items():
+        if ann_id not in labels:
             continue
-        found, expected = names[0].get(label["image_id"]), names[1].get(ann["image_id"])
+        pair = labels[ann_id], human
+        found, expected = (name[ann["image_id"]] for name, ann in zip(names, pair))
         if found != expected:
             raise ValueError(
-                f"annotation {ann['id']!r} is on {found} in {pred_file}, but on {expected} in "
+                f"annotation {ann_id!r} is on {found} in {pred_file}, but on {expected} in "
                 f"{truth_file}: their ids do not belong together"
             )
-        if is_bbox(label.get("bbox")) and is_bbox(ann.get("bbox")):
-            pairs.append((label["bbox"], ann["bbox"]))
+        boxes = [ann["bbox"] for ann in pair]
+        if all(is_bbox(box) and min(box[2:]) > 0 for box in boxes):
+            pairs.append(boxes)
     if not pairs:
         return
     boxes = torch.tensor(pairs, dtype=torch.float64).unbind(1)
     ious = bbox_overlaps(*(box_convert(b, "xywh", "xyxy") for b in boxes), is_aligned=True)
-    if ious.median() < SAME_BOX:
+    if (median := np.median(ious)) < SAME_BOX:
         raise ValueError(
             f"{pred_file} and {truth_file} have annotations with the same ids, but most of their "
-            f"boxes lie elsewhere (median IoU {ious.median():.2f}): their ids do not belong "
-            "together"
+            f"boxes lie elsewhere (median IoU {median:.2f}): their ids do not belong together"
         )
 
 

@@ -63,7 +63,7 @@ def read_classes(values: Sequence[str]) -> list[str]:
     """
     names = list(values)
     if len(names) == 1 and not Path(names[0]).is_file():
-        if "/" in names[0] or Path(names[0]).suffix in (".yaml", ".yml", ".txt"):
+        if Path(names[0]).suffix in (".yaml", ".yml", ".txt"):
             raise FileNotFoundError(f"there is no file {names[0]} of classes")
     elif len(names) == 1:
         path = Path(names[0])
@@ -329,12 +329,16 @@ def _to_coco(
 
 def files_in(source: Path, ending: str) -> list[Path]:
     """The files of a folder and of all in it, through links too; ``ending`` in any case."""
-    files = []
+    files, root = [], Path(os.path.realpath(source))
     for folder, folders, names in os.walk(source, followlinks=True):
-        above = {os.path.realpath(path) for path in (Path(folder), *Path(folder).parents)}
-        # A link to where it lies would be followed for ever.
-        folders[:] = [f for f in folders if os.path.realpath(Path(folder, f)) not in above]
         files += [Path(folder, name) for name in names]
+        here = Path(folder)
+        above = {os.path.realpath(path) for path in (here, *here.parents)}
+        for name in folders[:]:
+            real = os.path.realpath(here / name)
+            # What it links to would come twice, or for ever.
+            if (here / name).is_symlink() and (real in above or Path(real).is_relative_to(root)):
+                folders.remove(name)
     return sorted(path for path in files if path.suffix.lower() == ending)
 
 

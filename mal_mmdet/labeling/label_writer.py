@@ -320,6 +320,8 @@ class LabelWriter(BaseMetric):
                 problem = problem or complete_annotation(ann, image)
                 if human and not problem and self.mask_format == "polygon":
                     ann["segmentation"] = _as_polygons(ann, image)
+                    if not ann["segmentation"]:
+                        problem = "its mask has not one pixel"
             if problem:
                 if not counts["failed"]:
                     print_log(f"some boxes cannot be labeled, the first: {problem}", "current")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -94,7 +95,8 @@ class MaskAutoLabeler(BaseModel):
         if predict_dtype not in PREDICT_DTYPES:
             raise ValueError(f"predict_dtype is {predict_dtype!r}, but must be in {PREDICT_DTYPES}")
         values = thresholds if isinstance(thresholds, Sequence) else [thresholds]
-        if len(values) not in (1, 3) or not all(0 <= value <= 1 for value in values):
+        probabilities = all(isinstance(value, Real) and 0 <= value <= 1 for value in values)
+        if len(values) not in (1, 3) or not probabilities:
             raise ValueError(
                 f"thresholds is {thresholds!r}, but must be a probability from 0 to 1, or three, "
                 "for small, medium and large boxes"

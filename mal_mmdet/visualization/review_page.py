@@ -105,7 +105,7 @@ def write_review_page(
                 AREA_LIMITS, [ann["bbox"][2] * ann["bbox"][3] for ann in anns]
             ).tolist(),
             quality=[_rounded(_quality(ann, None)) for ann in anns],
-            iou=_ious(anns, images, truth_file) if truth_file else None,
+            iou=_ious(coco | dict(annotations=anns), truth_file) if truth_file else None,
         ),
     )
     with _replacing_folder(out_dir) as folder:
@@ -218,11 +218,11 @@ def _check_id(ann_id: int | str) -> None:
         )
 
 
-def _ious(anns: list[dict], images: dict[Any, dict], truth_file: str | Path) -> list[float | None]:
+def _ious(labels: dict[str, Any], truth_file: str | Path) -> list[float | None]:
     """IoU of each mask with the human one, None where there is none."""
-    coco = read_coco(truth_file)
-    labels = dict(images=[*images.values()], annotations=anns)
+    coco, anns = read_coco(truth_file), labels["annotations"]
     check_pairs(labels, coco, "the label file", truth_file)
+    images = {image["id"]: image for image in labels["images"]}
     truth = {
         ann["id"]: ann for ann in coco["annotations"] if has_mask(ann) and not ann.get("iscrowd")
     }

@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from mal_mmdet.apis import ablation, rebase, run_ablation
+from mal_mmdet.apis.ablation import run_once
 from tests.conftest import ROOT, tiny_config
 
 ABLATIONS = sorted((ROOT / "configs/mal/ablations").glob("*.py"))
@@ -76,6 +77,11 @@ def test_the_table_holds_what_the_runs_measured(demo, tmp_path, monkeypatch):
         key = "test_dataloader.dataset.dataset.ann_file"
         run_ablation(changes, tmp_path / "other", base, options | {key: "boxes_no.json"})
     assert not list((tmp_path / "other").rglob("*.pth"))
+    voc = Config.fromfile(ROOT / "configs/mal/mal_vit-base-mae_8xb4-10e_voc.py")  # no evaluator
+    voc.test_dataloader.dataset.dataset.data_root = str(tmp_path)
+    voc.work_dir = str(tmp_path / "voc")
+    with pytest.raises(FileNotFoundError, match=r"/annotations/boxes_\S+ which does not exist"):
+        run_once(voc)
 
     # What is done is not done again.
     monkeypatch.setattr(ablation.RUNNERS, "build", lambda cfg: pytest.fail("ran again"))

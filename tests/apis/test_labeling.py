@@ -411,8 +411,14 @@ def test_only_missing_keeps_human_masks(job, demo, undisturbed, tmp_path):
     report = json.loads((tmp_path / "labels.json.report.json").read_text())
     assert report["labeled"] == len(coco["annotations"]) - len(kept)
 
+    empty = coco["annotations"][9]
+    size = kept.pop(empty["id"])["size"]
+    empty["segmentation"] = encode_mask(np.zeros(size, dtype=bool))
+    write_json(tmp_path / "partly.json", coco)
     files = *files[:-1], tmp_path / "polygons.json"
-    assert generate_labels(*files, only_missing=True, mask_format="polygon") == 0
+    assert generate_labels(*files, only_missing=True, mask_format="polygon") == 1
+    (failed,) = json.loads((tmp_path / "polygons.json.report.json").read_text())["failed"]
+    assert failed["id"] == empty["id"] and failed["problem"] == "its mask has not one pixel"
     for ann in read_coco(files[-1])["annotations"]:
         assert isinstance(ann["segmentation"], list)
         if ann["id"] in kept:
@@ -502,9 +508,10 @@ def test_another_folder_of_images_costs_no_labels(job, tmp_path):
     cfg, checkpoint, boxes, _ = job
     (tmp_path / "empty").mkdir()
     (tmp_path / "out.json").write_text("labels of before")
-    with pytest.raises(FileNotFoundError, match=r"none of the first 8 images .*empty; looked"):
+    with pytest.raises(FileNotFoundError, match=r"none of the 8 images .*empty; looked"):
         generate_labels(cfg, checkpoint, boxes, tmp_path / "empty", tmp_path / "out.json")
     assert (tmp_path / "out.json").read_text() == "labels of before"
+    assert not shard_folder(tmp_path / "out.json").exists()
 
 
 def test_no_such_weights(job, tmp_path):

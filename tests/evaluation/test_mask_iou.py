@@ -13,6 +13,7 @@ from mal_mmdet.evaluation import (
     evaluate_masks,
     mean_ious,
 )
+from mal_mmdet.evaluation.mask_iou import check_pairs
 from mal_mmdet.labeling import encode_mask, write_json
 
 HEIGHT, WIDTH = 120, 140
@@ -193,6 +194,12 @@ def test_the_same_ids_of_other_boxes_are_refused(tmp_path):
     write_json(files[0], data)
     figures = evaluate_label_files(*files)
     assert figures["miou"] == 1 and figures["num_human"] == 1
+    placeholder = json.loads(json.dumps(data))
+    for ann in placeholder["annotations"]:
+        ann["bbox"] = [0, 0, 0, 0]  # the masks count
+    check_pairs(data, placeholder, *files)
+    placeholder["annotations"][0] = None
+    check_pairs(data, placeholder, *files)
     ids = [ann["id"] for ann in data["annotations"]]
     for ann, ann_id in zip(data["annotations"], [*ids[1:], ids[0]]):
         ann["id"] = ann_id

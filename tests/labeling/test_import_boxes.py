@@ -7,6 +7,7 @@ from PIL import Image
 
 from mal_mmdet.labeling import (
     export_labels,
+    files_in,
     find_problems,
     image_size,
     import_boxes,
@@ -163,7 +164,7 @@ def test_classes(tmp_path):
     with pytest.raises(ValueError, match=r"more than once: \['a'\]"):
         read_classes(["a", "b", "a"])
     assert read_classes(["cat"]) == ["cat"]
-    for name in ("data.yml", "folder/classes"):
+    for name in ("data.yml", "folder/classes.txt"):
         with pytest.raises(FileNotFoundError, match=f"there is no file {name} of classes"):
             read_classes([name])
 
@@ -317,3 +318,6 @@ def test_folders_that_are_links(folders):
     coco = import_boxes("yolo", boxes, images, ["cat", "dog"])
     assert [image["file_name"] for image in coco["images"]] == ["linked/1.jpg"]
     assert len(coco["annotations"]) == 2
+    write(boxes / "real/2.txt", "")
+    (boxes / "latest").symlink_to("real")
+    assert files_in(boxes, ".txt") == [boxes / "linked/1.txt", boxes / "real/2.txt"]
