@@ -16,6 +16,7 @@ from mmdet.utils import register_all_modules
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
+from mmengine.visualization import Visualizer
 
 import mal_mmdet  # noqa: F401
 from mal_mmdet.datasets.demo_dataset import make_demo_dataset
@@ -70,7 +71,7 @@ def forget_runners() -> None:
     Runners name theirs by config file and second, and take what is there of that name, with
     the level and the stream of an earlier test.
     """
-    for manager in (MMLogger, MessageHub, DetLocalVisualizer):
+    for manager in (MMLogger, MessageHub, DetLocalVisualizer, Visualizer):
         manager._instance_dict.clear()
 
 

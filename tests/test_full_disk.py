@@ -72,7 +72,7 @@ def test_a_training_on_a_full_disk(demo, tmp_path, disk, weights):
     cfg, output, reached = config(demo, disk.folder / "work"), tmp_path / "output.txt", set()
     # One of iteration 0 does nothing, but takes its place in configs and logs.
     cfg.custom_hooks.append(dict(type="FaultHook", fault="kill_process", iteration=0))
-    for size in range(PAGE, 13 * PAGE, PAGE):
+    for size in range(PAGE, 15 * PAGE, PAGE):
         disk.clear()
         disk.resize(size)
         output.unlink(missing_ok=True)

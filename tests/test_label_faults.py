@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -155,12 +156,14 @@ def test_a_killed_worker_ends_labeling_with_its_reason(job, undisturbed, tmp_pat
 
 
 def test_a_disk_that_is_full_at_the_report_replaces_nothing(job, tmp_path):
-    """No image is there: the report is long, the label file short."""
+    """No image can be read: the report is long, the label file short."""
     coco = read_coco(job[2])
     for ann in coco["annotations"]:
         ann["note"] = "long" * 10000
     write_json(tmp_path / "boxes.json", coco)
     (tmp_path / "empty").mkdir()
+    for image in coco["images"]:
+        (tmp_path / "empty" / image["file_name"]).touch()
     job = (*job[:2], tmp_path / "boxes.json", tmp_path / "empty")
     out, other = tmp_path / "labels.json", tmp_path / "other.json"
     assert generate_labels(*job, other) == len(coco["annotations"])
@@ -199,8 +202,9 @@ def test_a_read_that_fails(job, undisturbed, tmp_path, monkeypatch, times):
 
 def test_a_missing_image_is_not_waited_for(job, tmp_path, monkeypatch):
     monkeypatch.setattr(box_crop_dataset, "RETRY_SECONDS", -1)  # which sleep refuses
-    (tmp_path / "empty").mkdir()
-    assert generate_labels(*job[:3], tmp_path / "empty", tmp_path / "labels.json") > 0
+    shutil.copytree(job[3], tmp_path / "images")
+    (tmp_path / "images/00003.jpg").unlink()
+    assert generate_labels(*job[:3], tmp_path / "images", tmp_path / "labels.json") > 0
 
 
 def test_three_ranks_write_the_bytes_of_one(job, undisturbed, tmp_path, monkeypatch):

@@ -102,7 +102,6 @@ def generate_labels(
     refuse_input(out_file, ann_file, detections)
     if not Path(img_dir).is_dir():  # known before hours of labels that fail
         raise FileNotFoundError(f"there is no folder {img_dir} of the images")
-    _check_images(ann_file, img_dir)
     cfg = copy.deepcopy(cfg)
     kind = class_of(cfg.model, MODELS)
     if not (isinstance(kind, type) and issubclass(kind, MaskAutoLabeler)):
@@ -123,6 +122,7 @@ def generate_labels(
     cfg.model.paste_masks = False
     cfg.load_from, cfg.resume = None, False  # the weights are ``checkpoint``, no others
     use_boxes(cfg, ann_file, img_dir)
+    _check_images(ann_file, img_dir, cfg.test_dataloader.dataset.dataset.get("path_parts"))
     loader = cfg.test_dataloader
     loader.dataset.dataset.update(
         detections=detections and str(detections),
@@ -171,10 +171,10 @@ def generate_labels(
     return runner.test().get("labels/failed", 0)
 
 
-def _check_images(ann_file: str | Path, img_dir: str | Path) -> None:
+def _check_images(ann_file: str | Path, img_dir: str | Path, path_parts: int | None) -> None:
     """A wrong folder would put a file without labels in the place of one from the right folder."""
     images = (i for i in open_coco(ann_file)["images"] if image_problem(i) is None)
-    paths = [Path(img_dir, image_file(image)) for image in images]
+    paths = [Path(img_dir, image_file(image, path_parts)) for image in images]
     if paths and not any(path.exists() for path in paths):
         raise FileNotFoundError(
             f"none of the {len(paths)} images of {ann_file} was found in {img_dir}; looked for "
