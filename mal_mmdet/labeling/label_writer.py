@@ -319,8 +319,9 @@ class LabelWriter(BaseMetric):
                     problem = "the config's data set left it out"
                 problem = problem or complete_annotation(ann, image)
                 if human and not problem and self.mask_format == "polygon":
-                    ann["segmentation"] = _as_polygons(ann, image)
-                    if not ann["segmentation"]:
+                    if polygons := _as_polygons(ann, image):
+                        ann["segmentation"] = polygons
+                    else:
                         problem = "its mask has not one pixel"
             if problem:
                 if not counts["failed"]:

@@ -419,6 +419,7 @@ def test_only_missing_keeps_human_masks(job, demo, undisturbed, tmp_path):
     assert generate_labels(*files, only_missing=True, mask_format="polygon") == 1
     (failed,) = json.loads((tmp_path / "polygons.json.report.json").read_text())["failed"]
     assert failed["id"] == empty["id"] and failed["problem"] == "its mask has not one pixel"
+    assert failed["annotation"]["segmentation"] == empty["segmentation"]
     for ann in read_coco(files[-1])["annotations"]:
         assert isinstance(ann["segmentation"], list)
         if ann["id"] in kept:
