@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from .crf_loss import CRFLoss
-from .mean_field import mean_field, pairwise_weights
+from .mean_field import mean_field
+from .mean_field_torch import pairwise_weights
 from .mil_loss import MILLoss
 
 __all__ = ["CRFLoss", "MILLoss", "mean_field", "pairwise_weights"]

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .mean_field import MAX_LOG_ODDS
+from .mean_field_torch import MAX_LOG_ODDS
 
 NUM_WARPS = 16
 LOADS = 2**14  # log-odds that a program reads in a step: 32 for each of its threads

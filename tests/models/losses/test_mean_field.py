@@ -64,7 +64,7 @@ def interpreted(monkeypatch):
 def path(request, monkeypatch):
     """The ways to make the steps: that of a CPU, and on a CPU those of other devices."""
     if request.param == "torch":
-        monkeypatch.setattr(MODULE, "compiled_steps", MODULE.torch_steps)
+        monkeypatch.setattr(MODULE, "compiled_mean_field", MODULE.torch_mean_field)
     elif request.param == "triton":
         kernel = request.getfixturevalue("interpreted")
         monkeypatch.setattr(MODULE, "gpu_kernel", lambda probs, kernel_size: kernel)
@@ -189,7 +189,7 @@ def test_nothing_outside_the_box(path):
 def test_stopping_at_the_fixed_point_changes_nothing(monkeypatch):
     probs, box, images = example(dtype=torch.float32)
     compiled = mean_field(probs, box, images, num_steps=10**6)
-    monkeypatch.setattr(MODULE, "compiled_steps", MODULE.torch_steps)
+    monkeypatch.setattr(MODULE, "compiled_mean_field", MODULE.torch_mean_field)
     steps = []
     equal = torch.equal
 
@@ -223,7 +223,7 @@ def test_crops_in_threads_equal_one_vector(monkeypatch):
         box[i, :side, :side] = 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     found = mean_field(probs, box, images)
-    monkeypatch.setattr(MODULE, "compiled_steps", MODULE.torch_steps)
+    monkeypatch.setattr(MODULE, "compiled_mean_field", MODULE.torch_mean_field)
     assert torch.equal(found, mean_field(probs, box, images))
     assert 500 < found.sum() < box.sum()
 
