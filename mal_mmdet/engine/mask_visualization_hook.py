@@ -4,7 +4,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from mmdet.registry import HOOKS
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.dist import is_main_process
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from mal_mmdet.labeling import paste_mask, threshold_for_area
 from mal_mmdet.models import MaskAutoLabeler
+from mal_mmdet.structures import resize_maps
 from mal_mmdet.visualization import arrange, crop_to_image, draw_panel
 from mal_mmdet.visualization.panels import ORANGE
 
@@ -105,5 +105,5 @@ def student_probs(model: MaskAutoLabeler, crops: Sequence[Tensor], areas: Tensor
     finally:
         for module, training in modes.items():
             module.training = training
-    logits = F.interpolate(logits[:, None], views.shape[2:], mode="bilinear")[:, 0]
+    logits = resize_maps(logits[:, None], views.shape[2:])[:, 0]
     return logits.sigmoid().cpu()

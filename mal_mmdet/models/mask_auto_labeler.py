@@ -6,7 +6,6 @@ from numbers import Real
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.logging import MessageHub
@@ -17,7 +16,7 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 from mal_mmdet.labeling import mask_quality, paste_mask, threshold_for_area
-from mal_mmdet.structures import box_masks, resample_maps
+from mal_mmdet.structures import box_masks, resample_maps, resize_maps
 
 from .losses import mean_field
 
@@ -208,7 +207,7 @@ class MaskAutoLabeler(BaseModel):
             bboxes = _gather(data_samples, "bboxes")
             bboxes = bboxes * (bboxes.new_tensor(size[::-1]).tile(2) / student_view.shape[-1])
             targets = box_masks(bboxes.to(probs.device, non_blocking=True), size)
-            images = F.interpolate(student_view.float(), size, mode="bilinear")
+            images = resize_maps(student_view.float(), size)
             loss_mil = self.mil_loss(probs, targets)
             loss_crf = self.crf_loss(probs, teacher_probs, targets, images)
         return dict(
@@ -283,7 +282,7 @@ class MaskAutoLabeler(BaseModel):
             if self.refine_test:
                 field = self.crf_loss.mean_field_cfg
                 logits = refine_logits(logits, limits, cells, crop, **field)
-            logits = F.interpolate(logits[:, None], crop.shape[2:], mode="bilinear")[:, 0]
+            logits = resize_maps(logits[:, None], crop.shape[2:])[:, 0]
             found = dict(
                 mask_probs=logits.sigmoid(), mask_quality=mask_quality(views, limits, cells, crop)
             )
@@ -385,7 +384,7 @@ def refine_logits(
     """
     limits = torch.logit(thresholds, EPS)[:, None, None]
     logits, size = logits - limits, logits.shape[1:]
-    images = F.interpolate(images.float(), size, mode="bilinear")
+    images = resize_maps(images.float(), size)
     probs = logits.sigmoid().nan_to_num(0.0)  # a NaN would reach the next crops
     masks = mean_field(probs, box_masks(bboxes, size), images, **mean_field_cfg)
     refined = torch.where(masks, logits.clamp(min=MARGIN), logits.clamp(max=-MARGIN))

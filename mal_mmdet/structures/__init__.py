@@ -8,6 +8,7 @@ from .crop_geometry import (
     expand_bbox,
     mask_on_cells,
     resample_maps,
+    resize_maps,
     span_coverage,
 )
 
@@ -20,5 +21,6 @@ __all__ = [
     "expand_bbox",
     "mask_on_cells",
     "resample_maps",
+    "resize_maps",
     "span_coverage",
 ]

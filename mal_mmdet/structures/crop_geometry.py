@@ -103,6 +103,16 @@ def bbox_to_crop(bbox: np.ndarray, crop_bbox: np.ndarray, size: int) -> np.ndarr
     return (corners * scale).reshape(4).astype(np.float32)
 
 
+def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of (N, C, h, w) maps to a size, (h', w').
+
+    Maps that have it come back as they are. PyTorch would make all of their values anew.
+    """
+    if maps.shape[2:] == size:
+        return maps
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
 def resample_maps(maps: Tensor, from_bboxes: Tensor, to_bboxes: Tensor) -> Tensor:
     """What maps of some crops look like in the frames of other crops of the same boxes.
 

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from mal_mmdet.datasets.demo_dataset import load_photos
@@ -14,6 +15,7 @@ from mal_mmdet.structures import (
     expand_bbox,
     mask_on_cells,
     resample_maps,
+    resize_maps,
 )
 from mal_mmdet.structures.crop_geometry import BORDERS
 
@@ -141,6 +143,21 @@ def test_resampled_maps_against_interpolation_at_each_cell():
         expected = rows[0] * (top + 1 - y) + rows[1] * (y - top)
         assert float(found[k, n, i, j]) == pytest.approx(float(expected), abs=1e-5)
     torch.testing.assert_close(found[:, 2], maps[:, 2])  # the same frame
+
+
+def test_resized_maps_lie_on_the_line_between_their_cells():
+    ramp = torch.arange(4.0).expand(1, 2, 3, 4)
+    resized = resize_maps(ramp, (6, 8))
+    assert resized.shape == (1, 2, 6, 8)
+    # Centres of cells half as wide; beyond the outermost centre a map goes on as it ends.
+    line = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
+    torch.testing.assert_close(resized, line.expand(1, 2, 6, 8))
+
+
+def test_maps_of_that_size_are_not_made_anew():
+    maps = torch.rand(1, 1, 5, 3)
+    assert resize_maps(maps, (5, 3)) is maps
+    assert torch.equal(resize_maps(maps, (5, 3)), F.interpolate(maps, (5, 3), mode="bilinear"))
 
 
 def test_box_masks_against_supersampling():

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+
+from mal_mmdet.structures import resize_maps
 
 
 @MODELS.register_module()
@@ -44,4 +45,4 @@ class FullyConnectedDecoder(BaseModule):
         """
         size = (4 * features.shape[2], 4 * features.shape[3])
         masks = self.mlp(features.mean((2, 3))).unflatten(1, (1, self.mask_size, self.mask_size))
-        return F.interpolate(masks, size, mode="bilinear", align_corners=False)[:, 0]
+        return resize_maps(masks, size)[:, 0]

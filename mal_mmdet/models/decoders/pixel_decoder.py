@@ -4,12 +4,11 @@ from __future__ import annotations
 from abc import ABCMeta, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mal_mmdet.structures import AREA_LIMITS
+from mal_mmdet.structures import AREA_LIMITS, resize_maps
 
 SCALES = (0.5, 1.0, 2.0)  # of the feature map, for small, medium and large objects
 
@@ -96,12 +95,10 @@ class PixelDecoder(BaseModule, metaclass=ABCMeta):
         for i, conv in enumerate(self.pixel_head):
             values = conv(resize(values, 2.0) if i == 3 else values)
         logits = torch.einsum("bc,bchw->bhw", keys, values)
-        return F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        return resize_maps(logits[:, None], size)[:, 0]
 
 
 def resize(maps: Tensor, scale: float) -> Tensor:
     """Bilinear resize of (B, C, h, w) maps by a factor; a side never falls under one cell."""
-    if scale == 1:
-        return maps
-    size = [max(round(side * scale), 1) for side in maps.shape[2:]]
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    height, width = (max(round(side * scale), 1) for side in maps.shape[2:])
+    return resize_maps(maps, (height, width))
