@@ -30,18 +30,20 @@ def compiled_mean_field(
     kernel_size: int,
     num_steps: int,
 ) -> Tensor:
-    """:func:`mean_field.mean_field` of maps in one precision; compiled at the first call."""
+    """:func:`mean_field.mean_field` of maps in one precision; compiled once, and kept."""
     masks = torch.zeros(probs.shape, dtype=torch.bool)
     maps = [m.detach().contiguous().numpy() for m in (probs, box_masks, images, masks)]
     # In the maps' precision: with others numbers would be converted to and fro.
     constants = np.array([-0.5 / zeta**2, omega, MIN_WEIGHT, MAX_LOG_ODDS], maps[0].dtype)
+    # An argument, since kept code would not notice another value of a file that is not its own.
+    steps = num_steps, STEPS_BETWEEN_CHECKS
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(lambda *crop: _crop(*crop, constants, kernel_size // 2, num_steps), *maps))
+        list(pool.map(lambda *crop: _crop(*crop, constants, kernel_size // 2, *steps), *maps))
     return masks
 
 
-@numba.njit(nogil=True, error_model="numpy")
-def _crop(probs, box_mask, image, mask, constants, radius, num_steps):
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _crop(probs, box_mask, image, mask, constants, radius, num_steps, check_after):
     """Refines probs (h, w) into the bool mask (h, w), all False before."""
     top, bottom, left, right = _window(box_mask, radius)
     height, width = bottom - top, right - left
@@ -60,13 +62,14 @@ def _crop(probs, box_mask, image, mask, constants, radius, num_steps):
             log_box[place] = np.log(share)  # −inf outside the box: background after every step
     window = image[:, top:bottom, left:right]
     weights, offsets = _weights(window, log_odds, constants, radius, first)
-    log_odds = _steps(log_odds, log_box, weights, offsets, limit, num_steps, first, last)
+    places = first, last
+    log_odds = _steps(log_odds, log_box, weights, offsets, limit, places, num_steps, check_after)
     for y in range(height):
         for x in range(width):
             mask[top + y, left + x] = log_odds[first + y * width + x] > 0
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=True)
 def _window(box_mask, radius):
     """Rows and columns that hold all that is not 0, and a frame within the crop."""
     height, width = box_mask.shape
@@ -86,7 +89,7 @@ def _window(box_mask, radius):
     )
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=True)
 def _weights(image, like, constants, radius, first):
     """Weights of pixels and their neighbours ahead, (K, L), and how many places ahead they are."""
     channels, height, width = image.shape
@@ -113,8 +116,9 @@ def _weights(image, like, constants, radius, first):
     return weights, offsets
 
 
-@numba.njit(nogil=True)
-def _steps(log_odds, log_box, weights, offsets, limit, num_steps, first, last):
+@numba.njit(nogil=True, cache=True)
+def _steps(log_odds, log_box, weights, offsets, limit, places, num_steps, check_after):
+    first, last = places
     now, then = log_odds, np.zeros_like(log_odds)
     update = np.empty(BLOCK, log_odds.dtype)
     for step in range(num_steps):
@@ -134,6 +138,6 @@ def _steps(log_odds, log_box, weights, offsets, limit, num_steps, first, last):
             for i in range(len(new)):
                 new[i] = min(max(update[i], -limit), limit)
         now, then = then, now
-        if (step + 1) % STEPS_BETWEEN_CHECKS == 0 and np.array_equal(now, then):
+        if (step + 1) % check_after == 0 and np.array_equal(now, then):
             break
     return now
