@@ -19,6 +19,9 @@ from torch import Tensor
 from .mean_field_torch import MAX_LOG_ODDS, MIN_WEIGHT, STEPS_BETWEEN_CHECKS
 
 BLOCK = 1024  # places that a step works on at once
+# Take some milliseconds. For as long PyTorch's own threads keep the cores busy after each of its
+# operations, waiting for the next, so that more threads make less work slower.
+PIXELS_OF_A_THREAD = 2**17
 
 
 def compiled_mean_field(
@@ -37,8 +40,16 @@ def compiled_mean_field(
     constants = np.array([-0.5 / zeta**2, omega, MIN_WEIGHT, MAX_LOG_ODDS], maps[0].dtype)
     # An argument, since kept code would not notice another value of a file that is not its own.
     steps = num_steps, STEPS_BETWEEN_CHECKS
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(lambda *crop: _crop(*crop, constants, kernel_size // 2, *steps), *maps))
+
+    def refine(*crop: np.ndarray) -> None:
+        _crop(*crop, constants, kernel_size // 2, *steps)
+
+    threads = min(torch.get_num_threads(), probs.numel() // PIXELS_OF_A_THREAD)
+    if threads > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(refine, *maps))
+    else:
+        list(map(refine, *maps))
     return masks
 
 

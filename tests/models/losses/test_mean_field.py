@@ -222,10 +222,18 @@ def test_crops_in_threads_equal_one_vector(monkeypatch):
     for i, side in enumerate((3, 20, 45, 70)):
         box[i, :side, :side] = 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    compiled = importlib.import_module("mal_mmdet.models.losses.mean_field_numba")
+    monkeypatch.setattr(compiled, "PIXELS_OF_A_THREAD", 1)
+    started = []
+    pool = compiled.ThreadPoolExecutor
+    monkeypatch.setattr(
+        compiled, "ThreadPoolExecutor", lambda threads: started.append(threads) or pool(threads)
+    )
     found = mean_field(probs, box, images)
     monkeypatch.setattr(MODULE, "compiled_mean_field", MODULE.torch_mean_field)
     assert torch.equal(found, mean_field(probs, box, images))
     assert 500 < found.sum() < box.sum()
+    assert started == [3]
 
 
 def test_maps_that_are_not_contiguous(path):
