@@ -84,10 +84,8 @@ class PixelDecoder(BaseModule, metaclass=ABCMeta):
             if len(chosen) < fewest:
                 chosen = chosen.repeat(fewest)
             chosen = chosen.to(features.device, non_blocking=True)
-            # Going backward, keys[chosen] would sort the indices first.
-            part = self._logits(
-                keys.index_select(0, chosen), resize(features.index_select(0, chosen), scale), size
-            )
+            # index_select would lose the layout, channels last, in which convolutions are fastest.
+            part = self._logits(keys[chosen], resize(features[chosen], scale), size)
             if logits is None:
                 logits = part.new_zeros(len(areas), *size)
             logits = logits.index_copy(0, chosen, part)
