@@ -58,10 +58,9 @@ def mean_field(
     check_kernel_size(kernel_size)
     dtype = torch.promote_types(probs.dtype, torch.float32)
     probs, box_masks, images = (maps.to(dtype) for maps in (probs, box_masks, images))
-    if probs.device.type == "cpu":
-        kernel = compiled_mean_field
-    else:
-        kernel = gpu_kernel(probs, kernel_size) or torch_mean_field
+    kernel = gpu_kernel(probs, kernel_size) or (
+        compiled_mean_field if probs.device.type == "cpu" else torch_mean_field
+    )
     return kernel(probs, box_masks, images, zeta, omega, kernel_size, num_steps)
 
 

@@ -64,12 +64,13 @@ def _crop(probs, box_mask, image, mask, constants, radius, num_steps, check_afte
     first, last = margin, margin + height * width
     log_odds = np.zeros(last + margin, probs.dtype)
     log_box = np.zeros(last + margin, probs.dtype)
-    one, limit = probs.dtype.type(1), constants[3]
+    real, limit = probs.dtype.type, constants[3]
+    low, high, one = real(0.1), real(0.9), real(1)
     for y in range(height):
         for x in range(width):
             place, share = first + y * width + x, box_mask[top + y, left + x]
-            prob = probs[top + y, left + x] * share
-            log_odds[place] = min(max(np.log(prob / (one - prob)), -limit), limit)
+            prob = min(max(probs[top + y, left + x] * share, low), high)
+            log_odds[place] = np.log(prob / (one - prob))
             log_box[place] = np.log(share)  # −inf outside the box: background after every step
     window = image[:, top:bottom, left:right]
     weights, offsets = _weights(window, log_odds, constants, radius, first)

@@ -63,11 +63,22 @@ def interpreted(monkeypatch):
 @pytest.fixture(params=["compiled", "torch", "triton"])
 def path(request, monkeypatch):
     """The ways to make the steps: that of a CPU, and on a CPU those of other devices."""
-    if request.param == "torch":
-        monkeypatch.setattr(MODULE, "compiled_mean_field", MODULE.torch_mean_field)
-    elif request.param == "triton":
-        kernel = request.getfixturevalue("interpreted")
-        monkeypatch.setattr(MODULE, "gpu_kernel", lambda probs, kernel_size: kernel)
+    if request.param == "triton":
+        function = request.getfixturevalue("interpreted")
+    else:
+        function = getattr(MODULE, f"{request.param}_mean_field")
+    taken = []
+
+    def watched(*args):
+        taken.append(request.param)
+        return function(*args)
+
+    if request.param == "triton":
+        monkeypatch.setattr(MODULE, "gpu_kernel", lambda probs, kernel_size: watched)
+    else:
+        monkeypatch.setattr(MODULE, "compiled_mean_field", watched)
+    yield
+    assert taken
 
 
 def example(smooth=True, dtype=torch.float64):
@@ -178,6 +189,16 @@ def test_images_smaller_than_the_neighbourhood(path):
     box = torch.ones_like(box)
     expected = naive_mean_field(probs, box, images, 0.5, 1.0, 5, 6, eps=0)
     assert torch.equal(mean_field(probs, box, images, 0.5, 1.0, 5, 6), expected)
+
+
+def test_certain_probabilities_even_if_rounding_took_them_beyond(path):
+    probs, box, images = example(dtype=torch.float32)
+    certain = (probs > 0.5).float()
+    beyond = torch.where(certain > 0, torch.tensor(1.0).nextafter(torch.tensor(2.0)), -1e-7)
+    expected = naive_mean_field(certain, box, images, 0.3, 1.0, 3, 2, eps=0)
+    assert 0 < expected.sum() < expected.numel()
+    assert torch.equal(mean_field(certain, box, images, 0.3, num_steps=2), expected)
+    assert torch.equal(mean_field(beyond, box, images, 0.3, num_steps=2), expected)
 
 
 def test_nothing_outside_the_box(path):
