@@ -385,7 +385,7 @@ def refine_logits(
     limits = torch.logit(thresholds, EPS)[:, None, None]
     logits, size = logits - limits, logits.shape[1:]
     images = resize_maps(images.float(), size)
-    probs = logits.sigmoid().nan_to_num(0.0)  # a NaN would reach the next crops
+    probs = logits.sigmoid().nan_to_num(0.0)  # a NaN might reach the next crops
     masks = mean_field(probs, box_masks(bboxes, size), images, **mean_field_cfg)
     refined = torch.where(masks, logits.clamp(min=MARGIN), logits.clamp(max=-MARGIN))
     return limits + torch.where(masks.any(2).any(1)[:, None, None], refined, logits)

@@ -106,7 +106,7 @@ def bbox_to_crop(bbox: np.ndarray, crop_bbox: np.ndarray, size: int) -> np.ndarr
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize of (N, C, h, w) maps to a size, (h', w').
 
-    Maps that have it come back as they are. PyTorch would make all of their values anew.
+    Maps that have it come back themselves, not to be changed. PyTorch would make all values anew.
     """
     if maps.shape[2:] == size:
         return maps

@@ -11,8 +11,8 @@ The method states one step for both labels c: ``a_c = t_c · exp(Σ_j K_ij log x
 below it, it would make nearly everything background.
 
 On a CPU compiled code takes one crop after the other through all steps, each in a core's cache;
-NVIDIA GPUs have a kernel that keeps crops in registers; other devices make a step of all crops at
-once in a few of PyTorch's operations.
+NVIDIA GPUs have a kernel that keeps crops in registers; where neither works, a step of all crops is
+a few of PyTorch's operations.
 """
 
 from __future__ import annotations
@@ -53,9 +53,14 @@ def mean_field(
         Bool masks l of shape (B, h, w).
 
     Raises:
-        ValueError: ``kernel_size`` is even or 1.
+        ValueError: ``kernel_size`` is even or 1, or the maps are not of the same crops and size.
     """
     check_kernel_size(kernel_size)
+    if not probs.shape == box_masks.shape == images[:, 0].shape:
+        raise ValueError(
+            f"probs {tuple(probs.shape)}, box_masks {tuple(box_masks.shape)} and images "
+            f"{tuple(images.shape)} do not fit: give (B, h, w), (B, h, w) and (B, C, h, w)"
+        )
     dtype = torch.promote_types(probs.dtype, torch.float32)
     probs, box_masks, images = (maps.to(dtype) for maps in (probs, box_masks, images))
     kernel = gpu_kernel(probs, kernel_size) or (

@@ -3,8 +3,8 @@
 
 A crop's box, and a frame as wide as a neighbourhood reaches, are laid out as one vector, row after
 row, so that a neighbour is a fixed number of places away. Where that place holds some other pixel,
-at the ends of rows, or none, in the margins at both ends of the vector, the weight is 0. All
-vectors of a crop are in a core's cache while the crop goes through all steps.
+at the ends of rows, or none, in the margins at both ends of the vector, the weight is 0. A crop
+goes through all steps before the next begins, and its vectors are in a core's cache then.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def compiled_mean_field(
     kernel_size: int,
     num_steps: int,
 ) -> Tensor:
-    """:func:`mean_field.mean_field` of maps in one precision; compiled once, and kept."""
-    masks = torch.zeros(probs.shape, dtype=torch.bool)
+    """:func:`mean_field.mean_field` of maps in one precision, compiled when it is first called."""
+    masks = probs.new_zeros(probs.shape, dtype=torch.bool)
     maps = [m.detach().contiguous().numpy() for m in (probs, box_masks, images, masks)]
     # In the maps' precision: with others numbers would be converted to and fro.
     constants = np.array([-0.5 / zeta**2, omega, MIN_WEIGHT, MAX_LOG_ODDS], maps[0].dtype)
@@ -44,7 +44,7 @@ def compiled_mean_field(
     def refine(*crop: np.ndarray) -> None:
         _crop(*crop, constants, kernel_size // 2, *steps)
 
-    threads = min(torch.get_num_threads(), probs.numel() // PIXELS_OF_A_THREAD)
+    threads = min(torch.get_num_threads(), len(probs), probs.numel() // PIXELS_OF_A_THREAD)
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(refine, *maps))

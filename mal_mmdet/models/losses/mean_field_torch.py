@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mean field in PyTorch's operations, for devices without compiled code of their own.
+"""The mean field in PyTorch's operations, for devices on which no compiled code works.
 
 Maps are laid out as one vector, row after row and crop after crop, without the rows that are far
 from the box, so that a neighbour is a fixed number of places away and a step a few multiplications
@@ -121,7 +121,8 @@ def _iterate(
     offsets, laid_out = [], log_odds.new_zeros((2 * radius + 1) ** 2 // 2, len(log_odds))
     for ((dy, dx), weight), vector in zip(weights, laid_out):
         # Where the row ahead is not the next one here, the next may be another crop's first.
-        follows = F.pad(rows[dy:] - rows[: len(rows) - dy] == dy, [0, dy])
+        ahead = rows[dy:]
+        follows = F.pad(ahead - rows[: len(ahead)] == dy, [0, len(rows) - len(ahead)])
         vector[inside] = weight.flatten(0, 1)[rows].mul_(follows[:, None]).flatten()
         offsets.append(dy * width + dx)
     log_odds = _steps(log_odds, log_box, laid_out, offsets, inside, num_steps)

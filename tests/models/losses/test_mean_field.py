@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib
 import math
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -184,11 +185,30 @@ def test_crops_of_a_batch_know_nothing_of_each_other(path, seed):
     assert 20 < expected.sum() < box.sum()
 
 
-def test_images_smaller_than_the_neighbourhood(path):
-    probs, box, images = (x[..., :2, :1] for x in example())
+@pytest.mark.parametrize("batch, height, width, k", [(2, 2, 1, 5), (1, 1, 4, 7), (2, 1, 5, 9)])
+def test_images_smaller_than_the_neighbourhood(path, batch, height, width, k):
+    probs, box, images = (x[:batch, ..., :height, :width] for x in example())
     box = torch.ones_like(box)
-    expected = naive_mean_field(probs, box, images, 0.5, 1.0, 5, 6, eps=0)
-    assert torch.equal(mean_field(probs, box, images, 0.5, 1.0, 5, 6), expected)
+    expected = naive_mean_field(probs, box, images, 0.5, 1.0, k, 6, eps=0)
+    assert torch.equal(mean_field(probs, box, images, 0.5, 1.0, k, 6), expected)
+
+
+@pytest.mark.parametrize("which", ["probs", "box_masks", "images"])
+@pytest.mark.parametrize("part", [slice(None, 1), (..., slice(None, 5))])
+def test_maps_that_do_not_fit_are_refused(which, part):
+    maps = dict(zip(("probs", "box_masks", "images"), example()))
+    maps[which] = maps[which][part]
+    shape = re.escape(str(tuple(maps[which].shape)))
+    with pytest.raises(ValueError, match=rf"(?s){shape}.*do not fit"):
+        mean_field(**maps)
+
+
+def test_another_default_device_changes_nothing():
+    inputs = example()
+    expected = mean_field(*inputs, num_steps=20)
+    with torch.device("meta"):
+        found = mean_field(*inputs, num_steps=20)
+    assert found.any() and torch.equal(found, expected)
 
 
 def test_certain_probabilities_even_if_rounding_took_them_beyond(path):
