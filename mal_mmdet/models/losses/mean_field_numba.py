@@ -19,9 +19,10 @@ from torch import Tensor
 from .mean_field_torch import MAX_LOG_ODDS, MIN_WEIGHT, STEPS_BETWEEN_CHECKS
 
 BLOCK = 1024  # places that a step works on at once
-# Take some milliseconds. For as long PyTorch's own threads keep the cores busy after each of its
-# operations, waiting for the next, so that more threads make less work slower.
 PIXELS_OF_A_THREAD = 2**17
+"""So many take some milliseconds. After each of its operations PyTorch's own threads keep the cores
+busy for about as long, waiting for the next: with less work each, more threads would be slower.
+"""
 
 
 def compiled_mean_field(
