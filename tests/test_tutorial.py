@@ -7,6 +7,7 @@ import re
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 from tests.conftest import ROOT
 
@@ -43,7 +44,10 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     )
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(SMALL))
     resources = dict(metadata=dict(path=tmp_path))
-    NotebookClient(notebook, timeout=300, resources=resources).execute()
+    # Of TCP's ports, another process could take one before the kernel does.
+    sockets = dict(transport="ipc", ip=str(tmp_path / "kernel"))
+    config = Config(ConnectionFileMixin=sockets)
+    NotebookClient(notebook, config=config, timeout=300, resources=resources).execute()
 
     cells = {cell["id"]: cell for cell in notebook.cells}
     work_dir = tmp_path / "small"
