@@ -90,10 +90,10 @@ class MaskNetwork(BaseModule):
             )
         size, cells = images.shape[-1], features.shape[-1]
         patch = self._patch_size()
-        if size % cells or size % patch:
-            # The encoder has padded the crop or cut it off.
-            known = [patch] if patch > 1 else STRIDES
-            fits = [p for p in known if cells in (size // p, -(-size // p))]
+        strides = [patch * 2**k for k in range(4)] if patch > 1 else STRIDES
+        # Those by which the encoder has padded the crop or cut it off to get so many cells.
+        fits = [p for p in strides if size % p and size > p and cells in (size // p, -(-size // p))]
+        if size % cells or size % patch or fits:
             raise ValueError(
                 f"CropBBox.size is {size} in the pipelines, but must be a multiple of the "
                 "encoder's stride (for a ViT model.network.backbone.patch_size)"

@@ -5,6 +5,12 @@ from mmdet.registry import MODELS
 
 from mal_mmdet.models import decoders
 
+SWIN = dict(
+    type="mmpretrain.SwinTransformer",
+    arch=dict(embed_dims=16, depths=[1, 1, 1], num_heads=[1, 1, 1]),
+    img_size=64,
+    pad_small_map=True,
+)
 ARCH = dict(embed_dims=32, num_layers=1, num_heads=2, feedforward_channels=32)
 
 
@@ -62,6 +68,23 @@ def test_a_crop_whose_rest_the_encoder_cuts_off():
     model = MODELS.build(dict(type="MaskNetwork", backbone=backbone, decoder=decoder))
     with pytest.raises(ValueError, match=r"CropBBox.size is 100.*8: 96 or 104"):
         run(model, size=100)
+
+
+@pytest.mark.parametrize(
+    "backbone, channels, wrong, right",
+    [
+        (dict(type="mmdet.ResNet", depth=18, out_indices=(3,)), 512, (112, "32: 96 or 128"), 96),
+        (dict(type="mmdet.ResNet", depth=18, out_indices=(2,)), 256, (120, "16: 112 or 128"), 80),
+        (dict(SWIN, out_indices=(2,)), 64, (120, "16: 112 or 128"), 48),
+    ],
+)
+def test_a_crop_that_stages_pad_to_cells_that_divide_it(backbone, channels, wrong, right):
+    """Four cells of 32 pixels cover 128, and not the 112 that they divide."""
+    decoder = dict(type="AttentionDecoder", in_channels=channels, channels=8)
+    model = MODELS.build(dict(type="MaskNetwork", backbone=backbone, decoder=decoder)).eval()
+    with pytest.raises(ValueError, match=rf"CropBBox.size is {wrong[0]}.*{wrong[1]}"):
+        run(model, size=wrong[0])
+    assert torch.isfinite(run(model, size=right)).all()
 
 
 @MODELS.register_module()
