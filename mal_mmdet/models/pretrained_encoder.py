@@ -35,6 +35,11 @@ def rename_vit_key(key: str) -> str:
     return key
 
 
+def rename_feature_key(key: str) -> str:
+    """A key of a timm model as its feature extractor (``features_only``) names it."""
+    return re.sub(r"(^|\.)(stem|stages|layers)\.(\d+)\.", r"\1\2_\3.", key, count=1)
+
+
 def common_prefix(keys: Iterable[str], wanted: set[str]) -> str:
     """The prefix that makes most of ``wanted`` from ``keys``, such as ``backbone.``."""
     votes: Counter[str] = Counter()
@@ -49,15 +54,15 @@ def common_prefix(keys: Iterable[str], wanted: set[str]) -> str:
 def match_keys(state_dict: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
     """The tensors of a checkpoint that an encoder has, under the encoder's names.
 
-    Tried are the keys as they are and those of the layout that MAE, DeiT and MoCo v3 share,
-    each behind any prefix; what gives the most matches is taken.
+    Tried are the keys as they are, those of the layout that MAE, DeiT and MoCo v3 share, and
+    those of timm, each behind any prefix; what gives the most matches is taken.
 
     Args:
         state_dict: Tensors of the checkpoint by name.
         wanted: Names of the encoder's tensors.
     """
     best: dict[str, Tensor] = {}
-    for rename in (str, rename_vit_key):
+    for rename in (str, rename_vit_key, rename_feature_key):
         renamed = {rename(key): value for key, value in state_dict.items()}
         prefix = common_prefix(renamed, wanted)
         matched = {

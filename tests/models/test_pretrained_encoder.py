@@ -183,6 +183,22 @@ def test_timm_weights_load_behind_its_wrapper(tmp_path):
         torch.testing.assert_close(encoder(images)[-1], expected)
 
 
+def test_weights_of_a_timm_model_load_into_its_feature_extractor(tmp_path):
+    timm = pytest.importorskip("timm")
+    source = timm.create_model("convnext_atto")
+    torch.save(dict(state_dict=source.state_dict()), tmp_path / "timm.pth")
+    wrapper = dict(type="mmpretrain.TIMMBackbone", model_name="convnext_atto")
+    encoder = MODELS.build(wrapper | dict(features_only=True, out_indices=(2,)))
+    load_encoder(encoder, str(tmp_path / "timm.pth"))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = source.eval().forward_intermediates(
+            images, indices=[2], norm=False, intermediates_only=True
+        )[-1]
+        encoder.eval()
+        torch.testing.assert_close(encoder(images)[-1], expected)
+
+
 # What mmpretrain's own configs of these weights build, and what of it an encoder may lack.
 SOURCES = {
     "swin-base": (dict(type="SwinTransformer", arch="base"), {"norm2.weight", "norm2.bias"}),
