@@ -84,6 +84,20 @@ def test_two_processes_equal_one_with_the_double_batch(demo, tmp_path, whole):
         assert_same_training(load(tmp_path, step), expected)
 
 
+def test_both_views_with_checkpointing_on_two_processes(demo, tmp_path):
+    """DDP takes the gradient of a layer once, and checkpointing gives one for each of its calls."""
+    options = {"model.mirror_student": True, "model.mirror_teacher": True}
+    alone = config(demo, tmp_path / "alone", 8, max_iters=1)
+    alone.merge_from_dict(options)
+    Runner.from_cfg(alone).train()
+    cfg = config(demo, tmp_path, 4, max_iters=1)
+    cfg.merge_from_dict(options)
+    cfg.activation_checkpointing = ["student.backbone.layers.0", "student.backbone.layers.1"]
+    codes, outputs = ranks(cfg, tmp_path)
+    assert codes == [0, 0], outputs
+    assert_same_training(load(tmp_path, 1), load(tmp_path / "alone", 1))
+
+
 def test_sharded_training_equals_that_of_one_process(demo, tmp_path, whole):
     """Interrupted after the first step and resumed; its checkpoint labels without FSDP."""
     cfg = config(demo, tmp_path, 4, max_iters=1)

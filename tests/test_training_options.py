@@ -5,6 +5,8 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.runner import Runner
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp._common_utils import FSDP_PREFIX
 
 from tests.conftest import tiny_config
 
@@ -63,6 +65,18 @@ def test_layer_wise_decay_refuses_encoders_without_depths(demo, tmp_path):
     model.student.backbone = torch.nn.Conv2d(3, 3, 1)
     with pytest.raises(ValueError, match=r"needs a VisionTransformer.*backbone is a Conv2d"):
         model.get_layer_depth("student.backbone.weight")
+
+
+def test_layer_wise_decay_looks_through_wrappers(demo, tmp_path):
+    model = MODELS.build(config(demo, tmp_path).model)
+    layers = model.student.backbone.layers
+    for i, layer in enumerate(layers):
+        layers[i] = checkpoint_wrapper(layer)
+    names = [name for name, _ in layers.named_parameters()]
+    assert names[0].startswith("0._checkpoint_wrapped_module.")
+    for name in names:
+        depth = model.get_layer_depth(f"student.{FSDP_PREFIX}backbone.layers.{name}")
+        assert depth == (1 + int(name[0]), 5)
 
 
 @pytest.mark.parametrize("frozen, layers", [(-1, [0, 1, 2]), (1, [2])])

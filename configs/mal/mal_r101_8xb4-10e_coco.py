@@ -1,6 +1,6 @@
 # ResNet-101 from supervised ImageNet weights.
 # Of its four stages the third, at stride 16, feeds the decoder; the fourth is not built.
-# Batch statistics stay as they were pretrained, since the teacher follows weights only.
+# Batch statistics stay as they were pretrained: 4 crops a GPU are too few for others.
 _base_ = './mal_vit-base-mae_8xb4-10e_coco.py'
 
 model = dict(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
@@ -64,7 +65,8 @@ class MaskAutoLabeler(BaseModel):
             or ``float16`` by autocast, where :meth:`cast_networks` was not called.
         return_features: Whether predictions hold the encoder's map of every crop, which
             :class:`ClusteringScoreMetric` needs; takes another pass through the encoder.
-        init_cfg: Initialisation of student and teacher together, such as a checkpoint.
+        init_cfg: Initialisation of the student, such as a checkpoint of this model; the teacher
+            becomes its copy.
 
     Raises:
         ValueError: Unknown ``label_source`` or ``predict_dtype``, or ``thresholds`` that are none.
@@ -134,7 +136,9 @@ class MaskAutoLabeler(BaseModel):
                 f"SwinTransformer of mmpretrain, but model.network.backbone is a "
                 f"{type(backbone).__name__}"
             )
-        return backbone.get_layer_depth(param_name, "student.backbone.")
+        # FSDP and checkpointing put their wrappers' names into those of parameters.
+        name = re.sub(r"_(fsdp|checkpoint)_wrapped_module\.", "", param_name)
+        return backbone.get_layer_depth(name, "student.backbone.")
 
     def cast_networks(self) -> None:
         """Casts the networks of a model that will only predict to ``predict_dtype``.
@@ -190,9 +194,9 @@ class MaskAutoLabeler(BaseModel):
         """
         student_view = inputs["student"]
         areas = _gather(data_samples, "areas")
-        logits = self.student(student_view, areas)
-        if self.mirror_student:
-            mirrored_logits = self.student(student_view.flip(3), areas).flip(2)
+        # Mirrored in the same pass: DDP takes no second one of layers with checkpointing.
+        views = [student_view, student_view.flip(3)] if self.mirror_student else [student_view]
+        logits = self.student(torch.cat(views), areas.repeat(len(views)))
         with torch.no_grad():
             if self.mirror_teacher:
                 teacher_logits = self.teacher(inputs["teacher"].flip(3), areas).flip(2)
@@ -202,7 +206,8 @@ class MaskAutoLabeler(BaseModel):
         with torch.autocast(logits.device.type, enabled=False):
             probs, teacher_probs = logits.float().sigmoid(), teacher_logits.float().sigmoid()
             if self.mirror_student:
-                probs = (probs + mirrored_logits.float().sigmoid()) / 2
+                straight, mirrored = probs.chunk(2)
+                probs = (straight + mirrored.flip(2)) / 2
             size = probs.shape[1:]
             bboxes = _gather(data_samples, "bboxes")
             bboxes = bboxes * (bboxes.new_tensor(size[::-1]).tile(2) / student_view.shape[-1])
@@ -323,7 +328,7 @@ class MaskAutoLabeler(BaseModel):
             areas: Of the boxes, in image pixels, (B,).
 
         Returns:
-            float32, finite, (K, B, 4h, 4w): K networks, and as many again with ``flip_test``.
+            float32, (K, B, 4h, 4w): K networks, and as many again with ``flip_test``.
         """
         networks = dict(student=[self.student], teacher=[self.teacher]).get(
             self.label_source, [self.student, self.teacher]
