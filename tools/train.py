@@ -17,6 +17,7 @@ from mal_mmdet.apis import (
     check_labels,
     full_precision_without_gpu,
     load_config,
+    refuse_sharded_validation,
     resume_latest,
     use_labels,
     use_safe_checkpoints,
@@ -77,6 +78,7 @@ def main() -> None:
     if args.amp:
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    refuse_sharded_validation(cfg)
     full_precision_without_gpu(cfg)
     if args.auto_scale_lr:
         if "base_batch_size" not in cfg.get("auto_scale_lr", {}):

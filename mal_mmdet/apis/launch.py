@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.registry import HOOKS, OPTIM_WRAPPERS, TRANSFORMS
+from mmdet.registry import HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
@@ -342,6 +342,25 @@ def damage(checkpoint: Path) -> str | None:
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         return str(error)
     return broken and f"wrong checksum of {broken}"
+
+
+def refuse_sharded_validation(cfg: Config) -> None:
+    """Ends a training of phase 1 that shards its networks and would validate, before it begins.
+
+    Ranks validate on boxes of their own, in as many forward passes as those take, while sharded
+    networks need all ranks in every pass.
+
+    Raises:
+        ValueError: The config has a ``strategy`` and a ``val_cfg``.
+    """
+    if not (cfg.get("strategy") and cfg.get("val_cfg")):
+        return
+    if class_of(cfg.model, MODELS) is MaskAutoLabeler:
+        raise ValueError(
+            f"the config shards its networks (strategy.type is {cfg.strategy.type}) and validates "
+            "(val_cfg), but sharded networks cannot be validated in training: set val_cfg, "
+            "val_dataloader and val_evaluator to None, and measure checkpoints by tools/test.py"
+        )
 
 
 def full_precision_without_gpu(cfg: Config) -> None:

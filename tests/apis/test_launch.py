@@ -6,7 +6,12 @@ import sys
 import pytest
 from mmengine.config import Config
 
-from mal_mmdet.apis import full_precision_without_gpu, launch, use_detections
+from mal_mmdet.apis import (
+    full_precision_without_gpu,
+    launch,
+    refuse_sharded_validation,
+    use_detections,
+)
 from tests.conftest import ROOT
 
 
@@ -22,6 +27,16 @@ def test_mixed_precision_needs_a_gpu(gpu, monkeypatch, capsys):
     else:
         assert cfg.optim_wrapper.to_dict() == dict(type="OptimWrapper", optimizer=optimizer)
         assert "float32" in capsys.readouterr().out
+
+
+def test_sharded_networks_are_not_validated():
+    cfg = Config.fromfile(ROOT / "configs/mal/mal_vit-huge-p14-mae_8xb4-10e_coco-fsdp.py")
+    refuse_sharded_validation(cfg)
+    cfg.val_cfg = dict(type="ValLoop")
+    with pytest.raises(ValueError, match=r"ResumableFSDPStrategy.*set val_cfg.*tools/test.py"):
+        refuse_sharded_validation(cfg)
+    cfg.model.type = "MaskRCNN"  # whose validation is a forward pass
+    refuse_sharded_validation(cfg)
 
 
 def test_ranks_wait_as_long_as_asked_whatever_the_config_says():
