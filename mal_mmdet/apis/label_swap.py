@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os.path as osp
 from collections.abc import Iterator, Sequence
 from inspect import signature
@@ -22,10 +23,12 @@ from mmdet.visualization import get_palette
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.fileio import exists, list_from_file
+from mmengine.logging import print_log
 
 from mal_mmdet.datasets import BoxCropDataset, MaskQualityDataset
 from mal_mmdet.labeling import has_mask, image_size, open_coco
 from mal_mmdet.labeling.coco_file import image_problem, is_bbox, is_finite
+from mal_mmdet.labeling.polygons import mask_problem
 from mal_mmdet.progress import track
 
 from .launch import class_of
@@ -386,14 +389,17 @@ def _check_annotations(
         polygons_alone: Options of the config that keep it from reading RLE.
     """
     known = dict(image_id=coco["images"], category_id=coco["categories"])
-    known = {key: {entry["id"] for entry in entries} for key, entries in known.items()}
-    objects, maskless, masks = 0, None, 0
+    known = {key: {entry["id"]: entry for entry in entries} for key, entries in known.items()}
+    objects, maskless, masks, left_out = 0, None, 0, []
     for i, ann in enumerate(track(coco["annotations"], "checking labels", "boxes", bar_only=True)):
-        if problem := _annotation_problem(ann, known):
+        if problem := _annotation_problem(ann, known, needs_masks):
             raise ValueError(f"{labels} cannot be trained on: annotations[{i}] {problem}")
         if ann.get("ignore"):  # MMDetection leaves it out
             continue
         crowd = bool(ann.get("iscrowd"))
+        if not crowd and _is_left_out(ann, known["image_id"][ann["image_id"]]):
+            left_out.append(i)
+            continue
         objects += not crowd
         masks += has_mask(ann)
         if maskless is None and not has_mask(ann):
@@ -407,6 +413,15 @@ def _check_annotations(
                 "with `tools/generate_labels.py ... --mask-format polygon`, or let the config "
                 f"read both: --cfg-options {options}"
             )
+    if left_out:
+        message = (
+            f"MMDetection leaves out {len(left_out)} annotations of {labels}, annotations"
+            f"[{left_out[0]}] for one: their area is 0, their box smaller than a pixel or outside "
+            "the image, or their polygons have less than three points"
+        )
+        if not objects:
+            raise ValueError(f"{message}. Nothing can be learned from the file")
+        print_log(message, logger="current", level=logging.WARNING)
     if not objects:
         raise ValueError(f"all annotations of {labels} are crowds: nothing can be learned from it")
     if needs_masks and not masks:
@@ -435,7 +450,24 @@ def _mask_loading(steps: dict[str, Any]) -> tuple[bool, list[str]]:
     return True, [path for path, step in loading if step.get("poly2mask") is False]
 
 
-def _annotation_problem(ann: Any, known: dict[str, set]) -> str | None:
+def _is_left_out(ann: dict[str, Any], image: dict[str, Any]) -> bool:
+    """Whether ``CocoDataset`` drops an object without a word."""
+    x, y, w, h = ann["bbox"]
+    inside = x < image["width"] and y < image["height"] and x + w > 0 and y + h > 0
+    return ann["area"] <= 0 or w < 1 or h < 1 or not inside or _has_no_outline(ann)
+
+
+def _has_no_outline(ann: dict[str, Any]) -> bool:
+    """Whether a mask is of polygons with less than three points alone."""
+    polygons = ann.get("segmentation")
+    return (
+        isinstance(polygons, list)
+        and bool(polygons)
+        and all(isinstance(polygon, list) and len(polygon) < 6 for polygon in polygons)
+    )
+
+
+def _annotation_problem(ann: Any, known: dict[str, dict], needs_masks: bool) -> str | None:
     if not isinstance(ann, dict):
         return f"is {ann!r:.40}, expected an object"
     for key, ids in known.items():
@@ -449,6 +481,14 @@ def _annotation_problem(ann: Any, known: dict[str, set]) -> str | None:
             f"has the area {ann.get('area')!r:.40}, expected that of its mask, which "
             "tools/generate_labels.py writes"
         )
+    image = known["image_id"][ann["image_id"]]
+    # Where the image lies is the data set's affair.
+    if problem := image_problem({"file_name": "any", **image}):
+        return f"cannot be used: {problem}"
+    if not needs_masks or not has_mask(ann) or _has_no_outline(ann):
+        return None
+    if problem := mask_problem(ann["segmentation"], image):
+        return f"has a mask that cannot be read: {problem}"
     return None
 
 

@@ -33,7 +33,7 @@ from .coco_file import (
 )
 from .json_stream import ListWriter, write_around
 from .paste import arrived, encode_window, mask_windows
-from .polygons import mask_bbox, mask_problem, mask_to_polygons, segmentation_to_mask
+from .polygons import mask_bbox, mask_problem, mask_to_polygons, segmentation_to_mask, to_rle
 from .shards import LabelShards, common_fingerprint, file_sha256
 
 MASK_FORMATS = ("rle", "polygon")
@@ -373,12 +373,20 @@ def encode_mask(mask: np.ndarray) -> dict:
     return dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
 
 
+def _area(ann: dict, image: dict) -> float:
+    if has_mask(ann):
+        rle = to_rle(ann["segmentation"], image["height"], image["width"])
+        return int(mask_utils.area(rle))
+    return ann["bbox"][2] * ann["bbox"][3]
+
+
 def complete_annotation(ann: dict, image: dict) -> str | None:
     """Gives a crowd, or what has a mask, all that stock loaders need: mask, box and area.
 
     Args:
         ann: COCO annotation; a mask stands in for a box that is missing or cannot be one, the box
-            for a mask, and its area for the mask's. Changed in place.
+            for a mask, and the mask's area for one that is no number above 0, with which loaders
+            leave an annotation out. Changed in place.
         image: Its image's entry in the COCO file.
 
     Returns:
@@ -391,11 +399,11 @@ def complete_annotation(ann: dict, image: dict) -> str | None:
             ann["bbox"] = mask_bbox(ann["segmentation"], image)
             if not all(ann["bbox"][2:]):
                 return "its mask has not one pixel, and it has no box"
-    x, y, w, h = ann["bbox"]
-    if not is_finite(ann.get("area")):
-        ann["area"] = w * h
+    if not is_finite(ann.get("area")) or ann["area"] <= 0:
+        ann["area"] = _area(ann, image)
     if has_mask(ann):
         return None
+    x, y, w, h = ann["bbox"]
     if problem := mask_problem([[x, y, x + w, y, x + w, y + h, x, y + h]], image):
         return problem
     height, width = image["height"], image["width"]

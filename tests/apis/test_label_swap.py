@@ -11,7 +11,7 @@ from mmengine.dataset import Compose
 from mmengine.hub import get_config
 from PIL import Image
 
-from mal_mmdet.apis import check_labels, use_labels
+from mal_mmdet.apis import check_labels, label_swap, use_labels
 from mal_mmdet.apis.label_swap import innermost_dataset, set_num_classes
 from mal_mmdet.labeling import (
     mask_to_polygons,
@@ -454,12 +454,47 @@ def test_images_of_another_size_or_some_that_are_missing(demo, tmp_path):
         (dict(bbox=[1, 2, 3]), "annotations.1. has the bbox"),
         (dict(area=None), "annotations.1. has the area None.*tools/generate_labels.py writes"),
         (dict(segmentation=[]), "annotations.1. of .* has no mask.*--only-missing"),
+        (
+            dict(segmentation=dict(size=[9, 9], counts="PP")),
+            r"annotations.1. .*\[320, 320\] of its",
+        ),
+        (dict(segmentation=dict(size=[320, 320], counts="zzzz")), "annotations.1. has a mask that"),
+        (dict(segmentation=[1, 2, 3]), r"annotations.1. has a mask .*expected polygons \[x, y"),
     ],
 )
 def test_an_annotation_at_which_a_training_would_fail(demo, edited, change, words):
     labels = edited(lambda coco: coco["annotations"][1].update(change))
     with pytest.raises(ValueError, match=words):
         swapped(demo, labels=labels)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(area=0),
+        dict(bbox=[5, 5, 0.5, 9], area=4),
+        dict(bbox=[400, 5, 9, 9], area=81),
+        dict(segmentation=[[1, 2, 3, 4]]),
+    ],
+)
+def test_what_mmdet_leaves_out_is_counted(demo, edited, monkeypatch, change):
+    said = []
+    monkeypatch.setattr(label_swap, "print_log", lambda text, **kwargs: said.append(text))
+    cfg = swapped(demo, labels=edited(lambda coco: coco["annotations"][1].update(change)))
+    assert len(said) == 1 and "leaves out 1 annotations of" in said[0]
+    assert "edited.json, annotations[1] for one" in said[0]
+    train = DATASETS.build(cfg.train_dataloader.dataset)
+    kept = [len(train[i]["data_samples"].gt_instances) for i in range(len(train))]
+    whole = DATASETS.build(swapped(demo).train_dataloader.dataset)
+    every = [len(whole[i]["data_samples"].gt_instances) for i in range(len(whole))]
+    assert sum(every) - sum(kept) == 1
+
+    def all_of_them(coco):
+        for ann in coco["annotations"]:
+            ann.update(change)
+
+    with pytest.raises(ValueError, match=r"leaves out .*Nothing can be learned from the file"):
+        swapped(demo, labels=edited(all_of_them))
 
 
 def test_a_file_of_crowds(demo, edited):

@@ -390,6 +390,7 @@ def test_only_missing_keeps_human_masks(job, demo, undisturbed, tmp_path):
     coco["annotations"][0]["source"] = "mal"  # of an earlier labeling: it stays so
     coco["annotations"][3]["bbox"][2] = 0  # unusable for labeling, but it has its mask
     del coco["annotations"][6]["bbox"]
+    coco["annotations"][0]["area"] = 0  # with which loaders would leave the object out
     write_json(tmp_path / "partly.json", coco)
     out = tmp_path / "labels.json"
     files = cfg, checkpoint, tmp_path / "partly.json", images, out
@@ -400,6 +401,7 @@ def test_only_missing_keeps_human_masks(job, demo, undisturbed, tmp_path):
         if ann["id"] in kept:
             assert ann["segmentation"] == kept[ann["id"]] and "mask_quality" not in ann
             assert ann["source"] == ("human" if i else "mal")
+            assert i or ann["area"] == mask_utils.area(ann["segmentation"]) > 0
         else:
             size = ann["segmentation"]["size"]
             masks = [
