@@ -93,6 +93,13 @@ def test_small_random_masks_are_exact_enough():
                 assert iou(found, mask) >= 0.98
 
 
+def test_an_outline_that_only_fits_when_it_is_moved():
+    mask = np.ones((8, 15), dtype=bool)
+    mask[0, [0, 1, -2, -1]] = mask[1, [0, -1]] = False
+    found = segmentation_to_mask(mask_to_polygons(mask), *mask.shape)
+    assert iou(found > 0, mask) >= 0.98
+
+
 def test_diagonals_through_the_centres_of_pixels():
     """Readers decide such ties differently, so that smoothing must not create too many."""
     rows, columns = np.mgrid[:60, :60]
