@@ -77,10 +77,11 @@ def read_classes(values: Sequence[str]) -> list[str]:
             if isinstance(names, dict) and set(names) == set(range(len(names))):
                 names = [names[i] for i in range(len(names))]
             # Of lists in lists, by references to each other, a few lines could make gigabytes.
-            if not isinstance(names, list) or not all(isinstance(n, (str, int)) for n in names):
+            # YAML reads yes and no as booleans.
+            if not isinstance(names, list) or not all(type(n) in (str, int) for n in names):
                 raise ValueError(
-                    f"{path} has no usable 'names'; expected a list of names, or an object with "
-                    "the keys 0, 1, 2, …"
+                    f"{path} has no usable 'names'; expected a list of names (in quotes where "
+                    "YAML knows another meaning, such as no), or an object with the keys 0, 1, 2, …"
                 )
             names = [str(name) for name in names]
         else:
@@ -158,7 +159,7 @@ def read_voc(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Iter
             boxes.append(
                 Box(_text(element, "name", where), tuple(_numbers(texts, where)), where, more)
             )
-        known = all(v > 0 for v in size)  # some programs write 0 for what they do not know
+        known = all(v >= 1 for v in size)  # some programs write 0 for what they do not know
         yield BoxedImage(name, (int(size[0]), int(size[1])) if known else None, boxes, str(path))
 
 
@@ -222,7 +223,7 @@ def read_csv(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Iter
                 size = None
                 if row.get("width") and row.get("height"):
                     width, height = _numbers([row["width"], row["height"]], where)
-                    size = int(width), int(height)
+                    size = (int(width), int(height)) if min(width, height) >= 1 else None
                 image = images.setdefault(name, BoxedImage(name, size, [], where))
                 if image.size != size:
                     raise ValueError(
@@ -230,6 +231,8 @@ def read_csv(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Iter
                         f"{image.where}, found {size}"
                     )
                 corners = tuple(_numbers([row[c] for c in CSV_COLUMNS[1:5]], where))
+                if not row["label"].strip():
+                    raise ValueError(f"{where}: expected the name of a class as label")
                 image.boxes.append(Box(row["label"], corners, where))
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{source}, line {reader.line_num}: {error}") from None

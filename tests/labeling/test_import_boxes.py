@@ -157,6 +157,7 @@ def test_classes(tmp_path):
         ("names: [a, b", "is not valid YAML"),
         ("names: " + "[" * 3000, "is not valid YAML"),
         (bomb + "names: *a11", "has no usable 'names'"),
+        ("names: [yes, no, cat]", "has no usable 'names'.*in quotes"),
     ):
         write(tmp_path / "bad.yaml", text)
         with pytest.raises(ValueError, match=f"bad.yaml {words}"):
@@ -167,6 +168,14 @@ def test_classes(tmp_path):
     for name in ("data.yml", "folder/classes.txt"):
         with pytest.raises(FileNotFoundError, match=f"there is no file {name} of classes"):
             read_classes([name])
+
+
+def test_sizes_that_no_image_has_are_unknown(tmp_path):
+    Image.new("RGB", (31, 17)).save(tmp_path / "1.jpg")
+    for size in ("0,0", "-5,3.7", "0.5,9"):
+        write(tmp_path / "boxes.csv", f"{HEADER},width,height\n1.jpg,1,2,3,4,dog,{size}\n")
+        (image,) = import_boxes("csv", tmp_path / "boxes.csv")["images"]
+        assert (image["width"], image["height"]) == (31, 17)
 
 
 GOOD = "0 0.5 0.5 0.1 0.1\n"
@@ -216,6 +225,7 @@ RECTANGLE = dict(label="dog", shape_type="rectangle", points=[[1, 2], [3, 4]])
         ("csv", f"{HEADER}\n1.jpg,1,2,3,4,a,b\n", "boxes.csv, line 2: expected 6 values, found"),
         ("csv", f"{HEADER}\n1.jpg,1,,3,4,dog\n", "boxes.csv, line 2: expected a number, found ''"),
         ("csv", f"{HEADER}\n1.jpg,1,2,3,4,cow\n", "boxes.csv, line 2: .*'dog'.* found 'cow'"),
+        ("csv", f"{HEADER}\n1.jpg,1,2,3,4, \n", "boxes.csv, line 2: expected the name of a class"),
         ("csv", f'{HEADER}\n1.jpg,1,2,3,4,"do', "boxes.csv, line .: unexpected end of data"),
         (
             "csv",
