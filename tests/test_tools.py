@@ -610,6 +610,12 @@ def test_evaluate_labels_by_category_group_and_boundary(demo, tmp_path):
     for key in ("miou_group/some", "boundary_miou", *(f"miou_category/{n}" for n in present)):
         assert found[key] == 1
     assert all(name in done.stdout for name in present)
+    coco["categories"][0]["name"] = "car [old]"
+    coco["categories"][1]["name"] = "a[/b]"  # what rich would take for markup
+    write_json(tmp_path / "brackets.json", coco)
+    brackets = tmp_path / "brackets.json"
+    done = run("tools/evaluate_labels.py", brackets, brackets, "--classwise")
+    assert "car [old]" in done.stdout and "a[/b]" in done.stdout
     done = run("tools/evaluate_labels.py", truth, truth, "--groups", "coco", code=1)
     assert "groups.things has the unknown categories" in done.stderr
     done = run("tools/evaluate_labels.py", truth, truth, "--groups", "lvis", code=2)

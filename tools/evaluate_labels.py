@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mal_mmdet.evaluation import evaluate_label_files
@@ -47,7 +48,10 @@ def main() -> None:
     figures = evaluate_label_files(args.pred, args.truth, **options)
     columns = ["miou", "boundary_miou"] if args.boundary else ["miou"]
     headers = ["mean IoU", "Boundary IoU"][: len(columns)]
-    table = Table("over", *headers, "boxes", title=f"{args.pred} against {args.truth}")
+    if args.out:
+        write_json(args.out, without_nan(figures), indent=1)
+    title = escape(f"{args.pred} against {args.truth}")
+    table = Table("over", *headers, "boxes", title=title)
     rows = {
         "": "instances",
         "_category": "categories",
@@ -65,14 +69,12 @@ def main() -> None:
             table.add_section()
             section = kind
         values = (f"{figures[column + key]:.4f}" for column in columns)
-        table.add_row(name, *values, str(figures.get(f"num{key}", "")))
+        table.add_row(escape(name), *values, str(figures.get(f"num{key}", "")))
     Console().print(table)
     if figures["num_missing"]:
         print(f"{figures['num_missing']} boxes have no mask and count as IoU 0")
     if figures["num_human"]:
         print(f"{figures['num_human']} masks are human ones that labeling kept, and count as well")
-    if args.out:
-        write_json(args.out, without_nan(figures), indent=1)
 
 
 if __name__ == "__main__":

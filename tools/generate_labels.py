@@ -5,7 +5,8 @@
 Finished masks are kept in <out>.shards until the file is whole: a run that was interrupted goes on
 with --resume. Exit code: 0 when every box was labeled, 3 when some could not be; <out>.report.json
 then lists them with the reason. 143 or 130 after SIGTERM or SIGINT, which write what is finished to
-the disk first; a second signal ends at once.
+the disk first; a second signal ends at once. dist_generate_labels.sh makes 1 of all these: there a
+label file beside its report says that labeling came to its end.
 """
 
 from __future__ import annotations

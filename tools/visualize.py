@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import argparse
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
-from mal_mmdet.apis import add_trust_argument, draw_attention_maps
+from mal_mmdet.apis import add_trust_argument, draw_attention_maps, read_config
 from mal_mmdet.apis.attention import ATTENTION_SOURCES
 from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.visualization import draw_label_sheet
@@ -32,6 +32,11 @@ def parse_args() -> argparse.Namespace:
     )
     masks.add_argument("--size", type=int, default=128, help="side of a crop in pixels")
     masks.add_argument("--seed", type=int, default=0, help="seed of the random choice")
+    masks.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="read images that the COCO files name outside the folder of the images",
+    )
 
     text = "what the tokens inside a box look at, in some layers of a ViT; a picture a box"
     attention = commands.add_parser("attention", help=text, description=f"Draws {text}.", **shown)
@@ -76,10 +81,11 @@ def main() -> None:
             size=args.size,
             order=args.order,
             seed=args.seed,
+            allow_outside=args.allow_outside,
         )
         print(f"picture: {args.out}")
         return
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.merge_from_dict(args.cfg_options)
     with trusting_checkpoints(args.trust_checkpoint):
         paths = draw_attention_maps(

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,8 @@ def _check_images(ann_file: str | Path, img_dir: str | Path, path_parts: int | N
     """A wrong folder would put a file without labels in the place of one from the right folder."""
     images = (i for i in open_coco(ann_file)["images"] if image_problem(i) is None)
     paths = [Path(img_dir, image_file(image, path_parts)) for image in images]
-    if paths and not any(path.exists() for path in paths):
+    # Path.exists raises an error for names that are too long.
+    if paths and not any(map(os.path.exists, paths)):
         raise FileNotFoundError(
             f"none of the {len(paths)} images of {ann_file} was found in {img_dir}; looked for "
             f"{paths[0]} and so on. Give the folder that their names are relative to by --img-dir"

@@ -21,7 +21,14 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from mal_mmdet.evaluation import coco_ap
-from mal_mmdet.labeling import file_sha256, read_coco, without_nan, write_json, write_text
+from mal_mmdet.labeling import (
+    file_sha256,
+    read_coco,
+    refuse_problems,
+    without_nan,
+    write_json,
+    write_text,
+)
 from mal_mmdet.labeling.coco_file import replacing
 from mal_mmdet.progress import track
 
@@ -244,6 +251,7 @@ def _check_images(rows: Sequence[Row]) -> None:
     expected = boxes = None
     for row in rows:
         coco = read_coco(row.labels)
+        refuse_problems(coco, row.labels, allow_outside=True, boxes=False)
         found = {a["id"]: (a["image_id"], a["category_id"], a["bbox"]) for a in coco["annotations"]}
         boxes = found if boxes is None else boxes
         common = found.keys() & boxes.keys()

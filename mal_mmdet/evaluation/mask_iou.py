@@ -19,9 +19,11 @@ from mal_mmdet.labeling import (
     find_problems,
     image_file,
     image_problem,
+    is_about_box,
     is_bbox,
     mask_problem,
     read_coco,
+    refuse_problems,
     to_rle,
 )
 from mal_mmdet.progress import track
@@ -147,9 +149,7 @@ def evaluate_masks(
     names = {category["id"]: category["name"] for category in truth["categories"]}
     if groups is not None:
         groups = resolve_groups(groups, [*names.values()])
-    for i, problem in find_problems(truth, allow_outside=True).items():
-        if not problem.startswith("bbox ["):  # of numbers, wherever they lie: the mask counts
-            raise ValueError(f"annotations[{i}] of the ground truth: {problem}")
+    refuse_problems(truth, "the ground truth", allow_outside=True, boxes=False)  # masks count
     images = {image["id"]: image for image in truth["images"]}
     ious, boundary_ious, categories, areas = [], [], [], []
     missing = 0
@@ -189,8 +189,7 @@ def evaluate_label_files(
         ValueError: As :func:`evaluate_masks` and :func:`check_pairs`.
     """
     pred, truth = read_coco(pred_file), read_coco(truth_file)
-    for i, problem in find_problems(pred, allow_outside=True).items():
-        raise ValueError(f"annotations[{i}] of {pred_file}: {problem}")
+    refuse_problems(pred, pred_file, allow_outside=True)
     check_pairs(pred, truth, pred_file, truth_file)
     masks = {ann["id"]: ann.get("segmentation") for ann in pred["annotations"]}
     figures = evaluate_masks(masks, truth, **options)
@@ -214,7 +213,7 @@ def check_pairs(pred: dict, truth: dict, pred_file: str | Path, truth_file: str 
         names.append({image["id"]: Path(image_file(image)).name for image in sound})
         problems = find_problems(coco, allow_outside=True)
         for i, ann in enumerate(coco["annotations"]):
-            if problems.get(i, "bbox [").startswith("bbox ["):
+            if i not in problems or is_about_box(problems[i]):
                 anns[ann["id"]] = ann
     pairs = []
     for ann_id, human in humans.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mal_mmdet.labeling import read_coco
+from mal_mmdet.labeling import read_coco, refuse_problems
 from mal_mmdet.progress import track
 
 from .mask_iou import check_pairs, paired_iou
@@ -60,10 +60,13 @@ def measure_quality(pred_file: str | Path, truth_file: str | Path) -> dict[str, 
     the ground truth do not take part.
 
     Raises:
-        ValueError: No annotation has ``mask_quality``, a human mask is missing, a pair of masks
-            differs in size, or ids do not belong together, see :func:`check_pairs`.
+        ValueError: An annotation cannot be used, none has ``mask_quality``, a human mask is
+            missing, a pair of masks differs in size, or ids do not belong together, see
+            :func:`check_pairs`.
     """
     labels, truth = read_coco(pred_file), read_coco(truth_file)
+    for coco, file in ((labels, pred_file), (truth, truth_file)):
+        refuse_problems(coco, file, allow_outside=True, boxes=False)
     pred = {ann["id"]: ann for ann in labels["annotations"] if "mask_quality" in ann}
     if not pred:
         raise ValueError(f"no annotation of {pred_file} has mask_quality")

@@ -15,7 +15,7 @@ from pycocotools import mask as mask_utils
 
 from mal_mmdet.progress import track
 
-from .coco_file import find_problems, read_coco, read_image_of, refuse_input, write_json
+from .coco_file import read_coco, read_image_of, refuse_input, refuse_problems, write_json
 from .label_writer import complete_annotation, encode_mask
 from .paste import pixel_span
 
@@ -89,8 +89,7 @@ def label_with_baseline(
     """
     refuse_input(out_file, ann_file)
     coco = read_coco(ann_file)
-    for i, problem in find_problems(coco, allow_outside=allow_outside).items():
-        raise ValueError(f"annotations[{i}] of {ann_file}: {problem}")
+    refuse_problems(coco, ann_file, allow_outside)
     images = {image["id"]: image for image in coco["images"]}
     by_image: dict = {}
     for ann in coco["annotations"]:
@@ -117,8 +116,12 @@ def fill_boxes(ann_file: str | Path, out_file: str | Path) -> None:
     Args:
         ann_file: COCO file with boxes. Its crowd annotations stay as they are.
         out_file: COCO file to write.
+
+    Raises:
+        ValueError: An annotation has no box of numbers, or cannot be used otherwise.
     """
     coco = read_coco(ann_file)
+    refuse_problems(coco, ann_file, allow_outside=True, boxes=False)
     for ann in coco["annotations"]:
         if ann.get("iscrowd"):
             continue

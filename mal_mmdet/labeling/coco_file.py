@@ -66,7 +66,10 @@ def _check_frame(path: str | Path, content: Any) -> dict[str, Any]:
         for i, entry in enumerate(coco[key]):
             for name in needed:
                 if not isinstance(entry, dict) or not _is_name(entry.get(name)):
-                    raise ValueError(f"{key}[{i}] of {path} is {entry!r:.80} and has no {name!r}")
+                    raise ValueError(
+                        f"{key}[{i}] of {path} is {entry!r:.80} and has no {name!r} that is a whole "
+                        "number of up to 64 bits or a text"
+                    )
         if len({entry["id"] for entry in coco[key]}) != len(coco[key]):
             raise ValueError(f"ids of {key} in {path} are not unique")
     return coco
@@ -179,6 +182,30 @@ def find_problems(
     return {
         i: problem for i, _, problem in check_annotations(coco, scored, allow_outside) if problem
     }
+
+
+def refuse_problems(
+    coco: dict[str, Any], name: str | Path, allow_outside: bool = False, boxes: bool = True
+) -> None:
+    """Refuses a file with an annotation that cannot be used.
+
+    Args:
+        coco: See :func:`find_problems`.
+        name: Of the file, for the message.
+        allow_outside: Likewise.
+        boxes: Whether boxes have to be sound. If not, four numbers do.
+
+    Raises:
+        ValueError: There is one; names the first.
+    """
+    for i, problem in find_problems(coco, allow_outside=allow_outside).items():
+        if boxes or not is_about_box(problem):
+            raise ValueError(f"annotations[{i}] of {name}: {problem}")
+
+
+def is_about_box(problem: str) -> bool:
+    """Whether what :func:`find_problems` found is a box of numbers that no image can have."""
+    return problem.startswith("bbox [")
 
 
 def check_annotations(
@@ -305,8 +332,8 @@ def image_problem(image: dict[str, Any]) -> str | None:
     name = "coco_url" if "coco_url" in image and "file_name" not in image else "file_name"
     for key, kind, expected in (
         (name, str, "a text; an image needs a 'file_name', or a 'coco_url' in its place"),
-        ("width", int, "a number of pixels"),
-        ("height", int, "a number of pixels"),
+        ("width", int, "a whole number of pixels"),
+        ("height", int, "a whole number of pixels"),
     ):
         value = image.get(key)
         # An empty text and a size of nothing are not greater than the least of their kind.

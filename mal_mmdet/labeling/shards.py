@@ -198,8 +198,8 @@ class LabelShards:
         for shard in self.shards():
             shard.unlink()
         (self.folder / "fingerprint.json").unlink()
-        self.release()
         (self.folder / "lock").unlink()
+        self.release()
         with suppress(OSError):  # something of another run is in it
             self.folder.rmdir()
 

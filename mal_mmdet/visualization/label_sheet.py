@@ -10,7 +10,14 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from mal_mmdet.evaluation.mask_iou import check_pairs, paired_iou, paired_rles
-from mal_mmdet.labeling import find_problems, image_file, read_coco, read_image_of, refuse_input
+from mal_mmdet.labeling import (
+    find_problems,
+    image_file,
+    read_coco,
+    read_image_of,
+    refuse_input,
+    refuse_problems,
+)
 from mal_mmdet.progress import track
 from mal_mmdet.structures import bbox_to_crop, crop_and_resize, expand_bbox, mask_on_cells
 
@@ -29,6 +36,7 @@ def draw_label_sheet(
     size: int = 128,
     order: str = "random",
     seed: int = 0,
+    allow_outside: bool = False,
 ) -> None:
     """Draws boxes: image and box, predicted mask, human mask, and their IoU.
 
@@ -43,19 +51,27 @@ def draw_label_sheet(
         order: Which boxes: chosen at ``'random'`` and in the order of the file, or by IoU,
             ``'best'`` or ``'worst'`` first.
         seed: Seed of the random choice.
+        allow_outside: Whether images may lie outside ``img_dir``, see :func:`leaves_folder`.
 
     Raises:
-        ValueError: Unknown order, no box has a mask in both files, their ids do not belong
+        ValueError: Unknown order, nothing to draw, a picture of a kind that Pillow cannot write, an
+            annotation cannot be used, no box has a mask in both files, their ids do not belong
             together, an image cannot be read or has another size than the files say, or
             ``out_file`` is one of those that are read.
     """
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}, but must be one of {ORDERS}")
+    if number < 1 or size < 1:
+        raise ValueError(f"number is {number} and size {size}, expected at least 1 of both")
+    if Path(out_file).suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"{out_file} is no picture, whose name would end with .png or .jpg")
     labels, truth = read_coco(pred_file), read_coco(truth_file)
+    for coco, file in ((labels, pred_file), (truth, truth_file)):
+        refuse_problems(coco, file, allow_outside, boxes=False)
     check_pairs(labels, truth, pred_file, truth_file)
     images = {image["id"]: image for image in truth["images"]}
     pred = {ann["id"]: ann.get("segmentation") for ann in labels["annotations"]}
-    unusable = find_problems(truth)
+    unusable = find_problems(truth, allow_outside=True)  # boxes that nothing can be cropped by
     annotations = [
         ann
         for i, ann in enumerate(truth["annotations"])

@@ -25,6 +25,7 @@ from mal_mmdet.labeling import (
     image_file,
     read_coco,
     read_image_of,
+    refuse_problems,
     segmentation_to_mask,
 )
 from mal_mmdet.progress import track
@@ -221,6 +222,7 @@ def _check_id(ann_id: int | str) -> None:
 def _ious(labels: dict[str, Any], truth_file: str | Path) -> list[float | None]:
     """IoU of each mask with the human one, None where there is none."""
     coco, anns = read_coco(truth_file), labels["annotations"]
+    refuse_problems(coco, truth_file, allow_outside=True, boxes=False)
     check_pairs(labels, coco, "the label file", truth_file)
     images = {image["id"]: image for image in labels["images"]}
     truth = {

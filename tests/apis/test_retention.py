@@ -122,6 +122,17 @@ def test_other_boxes_are_no_comparison_and_fewer_are_told(files, monkeypatch, ca
         measure_retention(rows, val, out, seeds=1, **options)
 
 
+def test_an_annotation_without_a_box_is_named(files):
+    rows, val, out, options = files
+    labels = read_coco(rows[1].labels)
+    del labels["annotations"][1]["bbox"]
+    write_json(rows[1].labels, labels)
+    with pytest.raises(ValueError, match=r"annotations\[1\] of .*mal.json: has no 'bbox'"):
+        measure_retention(rows, val, out, seeds=1, **options)
+    with pytest.raises(ValueError, match=r"annotations\[1\] of .*mal.json: has no 'bbox'"):
+        fill_boxes(rows[1].labels, out / "filled.json")
+
+
 def test_the_tool_assembles_the_rows(files, monkeypatch, capsys):
     rows, val, out, options = files
     human, mal, boxes = rows

@@ -7,6 +7,7 @@ import pytest
 from mal_mmdet.labeling import (
     find_problems,
     image_file,
+    image_problem,
     open_coco,
     read_coco,
     strip_masks,
@@ -24,6 +25,17 @@ def coco(**changes):
         annotations=[ann],
         categories=[dict(id=1, name="thing")],
     )
+
+
+def test_ids_and_sizes_that_are_no_whole_numbers(tmp_path):
+    content = coco()
+    content["images"][0]["id"] = 1.0
+    write_json(tmp_path / "floats.json", content)
+    words = r"images\[0\] of .*'id': 1.0, .* has no 'id' that is a whole number"
+    with pytest.raises(ValueError, match=words):
+        read_coco(tmp_path / "floats.json")
+    problem = image_problem(dict(id=1, file_name="a.jpg", width=100.0, height=80))
+    assert problem == "'width' of its image 1 is 100.0, expected a whole number of pixels"
 
 
 @pytest.mark.parametrize(

@@ -246,5 +246,8 @@ def test_measure_quality(tmp_path):
     done = subprocess.run(tool, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "1.0000" in done.stdout and "0.5625" in done.stdout and "0.7500" in done.stdout
+    write_json(tmp_path / "null.json", rest | dict(annotations=[*pred, None]))
+    with pytest.raises(ValueError, match=r"annotations\[6\] of .*null.json: annotation is None"):
+        measure_quality(tmp_path / "null.json", files[1])
     with pytest.raises(ValueError, match=r"truth\.json has mask_quality"):
         measure_quality(files[1], files[1])

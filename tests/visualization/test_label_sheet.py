@@ -107,17 +107,30 @@ def test_bad_input(files):
         draw_label_sheet(*files[:3], files[2] / "a.png")
     with pytest.raises(ValueError, match="order is 'middle', but must be one of"):
         draw_label_sheet(*files, order="middle")
+    with pytest.raises(ValueError, match="number is 0 and size 128, expected at least 1 of both"):
+        draw_label_sheet(*files, number=0)
+    with pytest.raises(ValueError, match=r"sheet\.foo is no picture"):
+        draw_label_sheet(*files[:3], files[2] / "sheet.foo")
     pred, truth, *rest = files
     write_json(pred, dict(images=[], annotations=[], categories=[]))
     with pytest.raises(ValueError, match="no annotation has a mask in both"):
         draw_label_sheet(pred, truth, *rest)
 
 
+def test_images_outside_their_folder_where_they_are_allowed(files):
+    truth = json.loads(files[1].read_text())
+    truth["images"][0]["file_name"] = "../a.png"
+    write_json(files[1], truth)
+    (files[2] / "images").mkdir()
+    draw_label_sheet(files[1], files[1], files[2] / "images", files[-1], allow_outside=True)
+    assert files[-1].exists()
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
         (dict(height=2 * SIDE), r"a\.png has 24×24 pixels, but the COCO file says 24×48"),
-        (dict(file_name="../a.png"), "no annotation has a mask in both"),
+        (dict(file_name="../a.png"), r"annotations\[0\] of .*'../a.png' has to lie .*--allow-out"),
     ],
 )
 def test_images_that_do_not_belong_to_the_boxes(files, change, words):

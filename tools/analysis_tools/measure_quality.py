@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mal_mmdet.evaluation import measure_quality
@@ -22,7 +23,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     figures = measure_quality(args.pred, args.truth)
-    table = Table(title=f"mask_quality of {args.pred} against {args.truth}")
+    table = Table(title=escape(f"mask_quality of {args.pred} against {args.truth}"))
     rows = {
         "rank correlation with IoU (Spearman)": "spearman",
         "mean IoU of all masks": "miou",

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
+from mal_mmdet.apis import read_config
 from mal_mmdet.datasets import boxes_to_coco, build_training_boxes
 from mal_mmdet.labeling import refuse_input, write_json
 
@@ -36,7 +37,7 @@ def parse_args() -> argparse.Namespace:
 
 if __name__ == "__main__":
     args = parse_args()
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     dataset = build_training_boxes(cfg)
     refuse_input(args.boxes, getattr(dataset, "ann_file", None))  # several together have none
