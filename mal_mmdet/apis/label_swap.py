@@ -380,6 +380,7 @@ def _check_annotations(
     coco: dict[str, Any],
     needs_masks: bool,
     polygons_alone: Sequence[str] = (),
+    learned: bool = True,
 ) -> None:
     """Reads all annotations as MMDetection will, but says what it would fail at or leave out.
 
@@ -387,6 +388,7 @@ def _check_annotations(
         labels, coco: The label file.
         needs_masks: Whether an annotation without a mask would end the training.
         polygons_alone: Options of the config that keep it from reading RLE.
+        learned: Whether the file is trained on. Evaluators leave nothing out.
     """
     known = dict(image_id=coco["images"], category_id=coco["categories"])
     known = {key: {entry["id"]: entry for entry in entries} for key, entries in known.items()}
@@ -397,7 +399,8 @@ def _check_annotations(
         if ann.get("ignore"):  # MMDetection leaves it out
             continue
         crowd = bool(ann.get("iscrowd"))
-        if not crowd and _is_left_out(ann, known["image_id"][ann["image_id"]]):
+        image = known["image_id"][ann["image_id"]]
+        if learned and not crowd and _is_left_out(ann, image, needs_masks):
             left_out.append(i)
             continue
         objects += not crowd
@@ -450,11 +453,13 @@ def _mask_loading(steps: dict[str, Any]) -> tuple[bool, list[str]]:
     return True, [path for path, step in loading if step.get("poly2mask") is False]
 
 
-def _is_left_out(ann: dict[str, Any], image: dict[str, Any]) -> bool:
-    """Whether ``CocoDataset`` drops an object without a word."""
+def _is_left_out(ann: dict[str, Any], image: dict[str, Any], needs_masks: bool) -> bool:
+    """Whether ``CocoDataset``, or the reading of its mask, drops an object without a word."""
     x, y, w, h = ann["bbox"]
     inside = x < image["width"] and y < image["height"] and x + w > 0 and y + h > 0
-    return ann["area"] <= 0 or w < 1 or h < 1 or not inside or _has_no_outline(ann)
+    if ann["area"] <= 0 or w < 1 or h < 1 or not inside:
+        return True
+    return needs_masks and _has_no_outline(ann)
 
 
 def _has_no_outline(ann: dict[str, Any]) -> bool:
@@ -508,7 +513,7 @@ def _validate_on(
             "so both files need the same"
         )
     needs_masks, _ = _mask_loading(dict(train=cfg.train_dataloader))
-    _check_annotations(labels, coco, needs_masks)
+    _check_annotations(labels, coco, needs_masks, learned=False)
     if cfg.get("val_dataloader") is None or cfg.get("val_cfg") is None:
         raise ValueError(
             f"the config has no val_dataloader or no val_cfg, so {labels} cannot be used; leave "

@@ -67,8 +67,8 @@ def _check_frame(path: str | Path, content: Any) -> dict[str, Any]:
             for name in needed:
                 if not isinstance(entry, dict) or not _is_name(entry.get(name)):
                     raise ValueError(
-                        f"{key}[{i}] of {path} is {entry!r:.80} and has no {name!r} that is a whole "
-                        "number of up to 64 bits or a text"
+                        f"{key}[{i}] of {path} is {entry!r:.80} and has no {name!r} that is a "
+                        "whole number of up to 64 bits or a text"
                     )
         if len({entry["id"] for entry in coco[key]}) != len(coco[key]):
             raise ValueError(f"ids of {key} in {path} are not unique")
