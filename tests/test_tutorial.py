@@ -3,6 +3,7 @@
 
 import json
 import re
+from tempfile import TemporaryDirectory
 
 import nbformat
 import pytest
@@ -45,9 +46,9 @@ def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(SMALL))
     resources = dict(metadata=dict(path=tmp_path))
     # Of TCP's ports, another process could take one before the kernel does.
-    sockets = dict(transport="ipc", ip=str(tmp_path / "kernel"))
-    config = Config(ConnectionFileMixin=sockets)
-    NotebookClient(notebook, config=config, timeout=300, resources=resources).execute()
+    with TemporaryDirectory(dir="/tmp") as folder:  # sockets need short names
+        config = Config(ConnectionFileMixin=dict(transport="ipc", ip=f"{folder}/kernel"))
+        NotebookClient(notebook, config=config, timeout=300, resources=resources).execute()
 
     cells = {cell["id"]: cell for cell in notebook.cells}
     work_dir = tmp_path / "small"

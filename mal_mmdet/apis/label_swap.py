@@ -394,7 +394,7 @@ def _check_annotations(
     known = {key: {entry["id"]: entry for entry in entries} for key, entries in known.items()}
     objects, maskless, masks, left_out = 0, None, 0, []
     for i, ann in enumerate(track(coco["annotations"], "checking labels", "boxes", bar_only=True)):
-        if problem := _annotation_problem(ann, known, needs_masks):
+        if problem := _annotation_problem(ann, known):
             raise ValueError(f"{labels} cannot be trained on: annotations[{i}] {problem}")
         if ann.get("ignore"):  # MMDetection leaves it out
             continue
@@ -403,6 +403,11 @@ def _check_annotations(
         if learned and not crowd and _is_left_out(ann, image, needs_masks):
             left_out.append(i)
             continue
+        if needs_masks and has_mask(ann) and (problem := mask_problem(ann["segmentation"], image)):
+            raise ValueError(
+                f"{labels} cannot be trained on: the mask of annotations[{i}] cannot be read: "
+                f"{problem}"
+            )
         objects += not crowd
         masks += has_mask(ann)
         if maskless is None and not has_mask(ann):
@@ -420,7 +425,7 @@ def _check_annotations(
         message = (
             f"MMDetection leaves out {len(left_out)} annotations of {labels}, annotations"
             f"[{left_out[0]}] for one: their area is 0, their box smaller than a pixel or outside "
-            "the image, or their polygons have less than three points"
+            "the image, or their masks show nothing"
         )
         if not objects:
             raise ValueError(f"{message}. Nothing can be learned from the file")
@@ -459,20 +464,22 @@ def _is_left_out(ann: dict[str, Any], image: dict[str, Any], needs_masks: bool) 
     inside = x < image["width"] and y < image["height"] and x + w > 0 and y + h > 0
     if ann["area"] <= 0 or w < 1 or h < 1 or not inside:
         return True
-    return needs_masks and _has_no_outline(ann)
+    return needs_masks and has_mask(ann) and _shows_nothing(ann["segmentation"])
 
 
-def _has_no_outline(ann: dict[str, Any]) -> bool:
-    """Whether a mask is of polygons with less than three points alone."""
-    polygons = ann.get("segmentation")
-    return (
-        isinstance(polygons, list)
-        and bool(polygons)
-        and all(isinstance(polygon, list) and len(polygon) < 6 for polygon in polygons)
-    )
+def _shows_nothing(segmentation: Any) -> bool:
+    """Whether ``LoadAnnotations`` ignores an object for its mask: RLE without runs or size, or
+    polygons of which none has three points.
+    """
+    if isinstance(segmentation, dict):
+        counts, size = (segmentation.get(key) for key in ("counts", "size"))
+        return size is None or not isinstance(counts, (list, str))
+    if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
+        return False
+    return not any(len(p) >= 6 and len(p) % 2 == 0 for p in segmentation)
 
 
-def _annotation_problem(ann: Any, known: dict[str, dict], needs_masks: bool) -> str | None:
+def _annotation_problem(ann: Any, known: dict[str, dict]) -> str | None:
     if not isinstance(ann, dict):
         return f"is {ann!r:.40}, expected an object"
     for key, ids in known.items():
@@ -490,10 +497,6 @@ def _annotation_problem(ann: Any, known: dict[str, dict], needs_masks: bool) -> 
     # Where the image lies is the data set's affair.
     if problem := image_problem({"file_name": "any", **image}):
         return f"cannot be used: {problem}"
-    if not needs_masks or not has_mask(ann) or _has_no_outline(ann):
-        return None
-    if problem := mask_problem(ann["segmentation"], image):
-        return f"has a mask that cannot be read: {problem}"
     return None
 
 

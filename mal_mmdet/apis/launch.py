@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from mmdet.registry import HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
+from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
@@ -29,7 +30,7 @@ from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
-from mmengine.registry import Registry
+from mmengine.registry import STRATEGIES, Registry
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
@@ -351,11 +352,13 @@ def refuse_sharded_validation(cfg: Config) -> None:
     networks need all ranks in every pass.
 
     Raises:
-        ValueError: The config has a ``strategy`` and a ``val_cfg``.
+        ValueError: The config has a ``strategy`` that shards, and a ``val_cfg``.
     """
-    if not (cfg.get("strategy") and cfg.get("val_cfg")):
+    strategy = cfg.get("strategy") or {}
+    if not (strategy.get("type") and cfg.get("val_cfg")):
         return
-    if class_of(cfg.model, MODELS) is MaskAutoLabeler:
+    sharded = issubclass(class_of(strategy, STRATEGIES), FSDPStrategy)
+    if sharded and class_of(cfg.model, MODELS) is MaskAutoLabeler:
         raise ValueError(
             f"the config shards its networks (strategy.type is {cfg.strategy.type}) and validates "
             "(val_cfg), but sharded networks cannot be validated in training: set val_cfg, "

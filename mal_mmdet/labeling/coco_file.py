@@ -288,7 +288,7 @@ def bbox_problem(bbox: Any, width: int, height: int) -> str | None:
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         return f"bbox is {bbox!r:.60}, expected four numbers [x, y, width, height]"
     if not is_bbox(bbox):
-        return f"bbox {bbox!r:.80} holds NaN or infinity, or a number as good as that"
+        return f"bbox is {bbox!r:.80} and holds NaN or infinity, or a number as good as that"
     x, y, w, h = bbox
     if w <= 0 or h <= 0:
         return f"bbox {bbox} is empty: width and height must be positive"

@@ -72,7 +72,10 @@ class MaskNetwork(BaseModule):
         return features
 
     def _patch_size(self) -> int:
-        """Side of a patch of a ViT; 1 if the encoder does not tell."""
+        """Side of a patch of a ViT, stride of a timm model; 1 if the encoder does not tell."""
+        feature_info = getattr(getattr(self.backbone, "timm_model", None), "feature_info", None)
+        if hasattr(feature_info, "reduction"):
+            return feature_info.reduction()[-1]
         patch_embed = getattr(self.backbone, "patch_embed", None)
         if isinstance(patch_embed, ConvStem):
             return patch_embed.stride

@@ -63,7 +63,7 @@ def draw_label_sheet(
         raise ValueError(f"order is {order!r}, but must be one of {ORDERS}")
     if number < 1 or size < 1:
         raise ValueError(f"number is {number} and size {size}, expected at least 1 of both")
-    if Path(out_file).suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(Path(out_file).suffix.lower()) not in Image.SAVE:
         raise ValueError(f"{out_file} is no picture, whose name would end with .png or .jpg")
     labels, truth = read_coco(pred_file), read_coco(truth_file)
     for coco, file in ((labels, pred_file), (truth, truth_file)):

@@ -458,8 +458,11 @@ def test_images_of_another_size_or_some_that_are_missing(demo, tmp_path):
             dict(segmentation=dict(size=[9, 9], counts="PP")),
             r"annotations.1. .*\[320, 320\] of its",
         ),
-        (dict(segmentation=dict(size=[320, 320], counts="zzzz")), "annotations.1. has a mask that"),
-        (dict(segmentation=[1, 2, 3]), r"annotations.1. has a mask .*expected polygons \[x, y"),
+        (
+            dict(segmentation=dict(size=[320, 320], counts="zzzz")),
+            "mask of annotations.1. cannot be",
+        ),
+        (dict(segmentation=[1, 2, 3]), r"annotations.1. .*expected polygons \[x, y"),
     ],
 )
 def test_an_annotation_at_which_a_training_would_fail(demo, edited, change, words):
@@ -474,7 +477,9 @@ def test_an_annotation_at_which_a_training_would_fail(demo, edited, change, word
         dict(area=0),
         dict(bbox=[5, 5, 0.5, 9], area=4),
         dict(bbox=[400, 5, 9, 9], area=81),
-        dict(segmentation=[[1, 2, 3, 4]]),
+        dict(segmentation=[[1, 2, 3, 4], [1, 1, 20, 1, 20, 20, 5]]),
+        dict(segmentation=dict(size=[320, 320], counts=None)),
+        dict(segmentation=dict(size=[9, 9], counts="PP"), area=0),
     ],
 )
 def test_what_mmdet_leaves_out_is_counted(demo, edited, monkeypatch, change):
@@ -483,11 +488,12 @@ def test_what_mmdet_leaves_out_is_counted(demo, edited, monkeypatch, change):
     cfg = swapped(demo, labels=edited(lambda coco: coco["annotations"][1].update(change)))
     assert len(said) == 1 and "leaves out 1 annotations of" in said[0]
     assert "edited.json, annotations[1] for one" in said[0]
-    train = DATASETS.build(cfg.train_dataloader.dataset)
-    kept = [len(train[i]["data_samples"].gt_instances) for i in range(len(train))]
-    whole = DATASETS.build(swapped(demo).train_dataloader.dataset)
-    every = [len(whole[i]["data_samples"].gt_instances) for i in range(len(whole))]
-    assert sum(every) - sum(kept) == 1
+    train, whole = (DATASETS.build(c.train_dataloader.dataset) for c in (cfg, swapped(demo)))
+    kept, every = (
+        sum(len(data[i]["data_samples"].gt_instances) for i in range(len(data)))
+        for data in (train, whole)
+    )
+    assert every - kept == 1
 
     def all_of_them(coco):
         for ann in coco["annotations"]:

@@ -37,6 +37,10 @@ def test_sharded_networks_are_not_validated():
         refuse_sharded_validation(cfg)
     cfg.model.type = "MaskRCNN"  # whose validation is a forward pass
     refuse_sharded_validation(cfg)
+    cfg.model.type = "MaskAutoLabeler"
+    for strategy in (dict(type="DDPStrategy"), dict(model_wrapper=dict()), None):
+        cfg.strategy = strategy
+        refuse_sharded_validation(cfg)
 
 
 def test_ranks_wait_as_long_as_asked_whatever_the_config_says():

@@ -87,6 +87,17 @@ def test_a_crop_that_stages_pad_to_cells_that_divide_it(backbone, channels, wron
     assert torch.isfinite(run(model, size=right)).all()
 
 
+def test_a_timm_model_tells_its_stride():
+    """Seven cells of 14 pixels are no six and a bit of 16."""
+    pytest.importorskip("timm")
+    options = dict(patch_size=14, img_size=98, dynamic_img_size=True, out_indices=(2,))
+    wrapper = dict(type="mmpretrain.TIMMBackbone", model_name="vit_tiny_patch16_224")
+    decoder = dict(type="AttentionDecoder", in_channels=192, channels=8)
+    backbone = wrapper | dict(features_only=True, **options)
+    model = MODELS.build(dict(type="MaskNetwork", backbone=backbone, decoder=decoder))
+    assert run(model, size=98).shape == (1, 28, 28)
+
+
 @MODELS.register_module()
 class MeanDecoder(torch.nn.Module):
     """One of a user's own: a linear layer, whose sums depend on the number of rows."""

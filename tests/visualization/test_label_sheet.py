@@ -109,8 +109,9 @@ def test_bad_input(files):
         draw_label_sheet(*files, order="middle")
     with pytest.raises(ValueError, match="number is 0 and size 128, expected at least 1 of both"):
         draw_label_sheet(*files, number=0)
-    with pytest.raises(ValueError, match=r"sheet\.foo is no picture"):
-        draw_label_sheet(*files[:3], files[2] / "sheet.foo")
+    for ending in ("foo", "psd"):  # which Pillow only reads
+        with pytest.raises(ValueError, match=rf"sheet\.{ending} is no picture"):
+            draw_label_sheet(*files[:3], files[2] / f"sheet.{ending}")
     pred, truth, *rest = files
     write_json(pred, dict(images=[], annotations=[], categories=[]))
     with pytest.raises(ValueError, match="no annotation has a mask in both"):
