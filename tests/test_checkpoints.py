@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import collections
+import os
 import runpy
 import sys
 from argparse import Namespace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -76,7 +78,8 @@ def hostile(trained, tmp_path):
 
 def run(name: str, *arguments: object) -> None:
     sys.argv = [name, *map(str, arguments)]
-    runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+    with patch.dict(os.environ, MAL_MMDET_TRACEBACK="1"):  # errors as they are raised
+        runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
 
 
 def train_resumed(trained, demo, file, out, trust):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 
+from mal_mmdet.apis import readable_errors
 from mal_mmdet.labeling import REJECTED, apply_review
 
 
@@ -24,6 +25,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    counts = apply_review(args.labels, args.decisions, args.out, args.rejected)
-    print(f"labels: {args.out} ({', '.join(f'{n} {name}' for name, n in counts.items())})")
+    with readable_errors():
+        args = parse_args()
+        counts = apply_review(args.labels, args.decisions, args.out, args.rejected)
+        print(f"labels: {args.out} ({', '.join(f'{n} {name}' for name, n in counts.items())})")

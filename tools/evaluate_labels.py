@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mal_mmdet.apis import readable_errors
 from mal_mmdet.evaluation import evaluate_label_files
 from mal_mmdet.evaluation.category_groups import PRESETS
 from mal_mmdet.labeling import refuse_input, without_nan, write_json
@@ -78,4 +79,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

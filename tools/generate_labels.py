@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 
 from mmengine.dist import is_main_process
 
-from mal_mmdet.apis import add_runner_arguments, generate_labels, load_config
+from mal_mmdet.apis import add_runner_arguments, generate_labels, load_config, readable_errors
 from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.engine import stop_signals
 from mal_mmdet.labeling import LOW_QUALITY, MASK_FORMATS, report_path
@@ -164,4 +164,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with readable_errors():
+        sys.exit(main())

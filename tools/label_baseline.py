@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 
+from mal_mmdet.apis import readable_errors
 from mal_mmdet.labeling.baselines import BASELINES, label_with_baseline
 
 
@@ -24,6 +25,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    label_with_baseline(args.method, args.ann_file, args.img_dir, args.out, args.allow_outside)
-    print(f"labels: {args.out}")
+    with readable_errors():
+        args = parse_args()
+        label_with_baseline(args.method, args.ann_file, args.img_dir, args.out, args.allow_outside)
+        print(f"labels: {args.out}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 
+from mal_mmdet.apis import readable_errors
 from mal_mmdet.datasets.demo_dataset import make_demo_dataset
 
 
@@ -21,6 +22,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    make_demo_dataset(args.out, args.seed, args.num_train, args.num_val)
-    print(f"demo data: {args.out}")
+    with readable_errors():
+        args = parse_args()
+        make_demo_dataset(args.out, args.seed, args.num_train, args.num_val)
+        print(f"demo data: {args.out}")

@@ -11,7 +11,13 @@ from mmengine.dist import is_main_process
 from rich.console import Console
 from rich.markdown import Markdown
 
-from mal_mmdet.apis import Row, add_runner_arguments, measure_retention, set_local_rank
+from mal_mmdet.apis import (
+    Row,
+    add_runner_arguments,
+    measure_retention,
+    readable_errors,
+    set_local_rank,
+)
 from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.labeling.baselines import fill_boxes
 
@@ -73,4 +79,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mal_mmdet.apis import readable_errors
 from mal_mmdet.visualization import write_review_page
 
 
@@ -36,14 +37,15 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    count = write_review_page(
-        args.labels,
-        args.img_dir,
-        args.out,
-        args.gt,
-        size=args.size,
-        overwrite=args.overwrite,
-        allow_outside=args.allow_outside,
-    )
-    print(f"review: {Path(args.out) / 'index.html'} ({count} boxes)")
+    with readable_errors():
+        args = parse_args()
+        count = write_review_page(
+            args.labels,
+            args.img_dir,
+            args.out,
+            args.gt,
+            size=args.size,
+            overwrite=args.overwrite,
+            allow_outside=args.allow_outside,
+        )
+        print(f"review: {Path(args.out) / 'index.html'} ({count} boxes)")

@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 from rich.console import Console
 from rich.markdown import Markdown
 
-from mal_mmdet.apis import add_runner_arguments, run_ablation, set_local_rank
+from mal_mmdet.apis import add_runner_arguments, readable_errors, run_ablation, set_local_rank
 from mal_mmdet.checkpoints import trusting_checkpoints
 
 
@@ -41,4 +41,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -10,7 +10,13 @@ from mmdet.engine.hooks.utils import trigger_visualization_hook
 from mmdet.evaluation import DumpDetResults
 from mmengine.runner import Runner
 
-from mal_mmdet.apis import add_runner_arguments, load_config, load_weights, use_detections
+from mal_mmdet.apis import (
+    add_runner_arguments,
+    load_config,
+    load_weights,
+    readable_errors,
+    use_detections,
+)
 from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.engine import ProgressHook
 
@@ -65,4 +71,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

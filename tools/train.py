@@ -17,6 +17,7 @@ from mal_mmdet.apis import (
     check_labels,
     full_precision_without_gpu,
     load_config,
+    readable_errors,
     refuse_sharded_validation,
     resume_latest,
     use_labels,
@@ -98,4 +99,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

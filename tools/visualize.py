@@ -8,7 +8,7 @@ import argparse
 
 from mmengine.config import DictAction
 
-from mal_mmdet.apis import add_trust_argument, draw_attention_maps, read_config
+from mal_mmdet.apis import add_trust_argument, draw_attention_maps, read_config, readable_errors
 from mal_mmdet.apis.attention import ATTENTION_SOURCES
 from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.visualization import draw_label_sheet
@@ -106,4 +106,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

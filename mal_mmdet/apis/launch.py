@@ -13,9 +13,11 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,27 @@ from mal_mmdet.datasets.transforms import ExpandBBox
 from mal_mmdet.engine import INTERRUPTED
 from mal_mmdet.models import MaskAutoLabeler
 
+ROOT = Path(__file__).resolve().parents[2]
 # Not best_*.pth, which have no state of the optimizer.
 CONFIG_ENDINGS = (".py", ".yml", ".yaml", ".json")  # that MMEngine reads
 RESUMABLE = ("epoch_*.pth", "iter_*.pth", INTERRUPTED)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Ends a tool with the message alone of what this package, or the tool, refuses in words.
+
+    Errors that libraries raise keep their traceback, as do all if ``MAL_MMDET_TRACEBACK`` is set in
+    the environment.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raised = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+        ours = any(raised.is_relative_to(ROOT / name) for name in ("mal_mmdet", "tools"))
+        if not ours or os.environ.get("MAL_MMDET_TRACEBACK"):
+            raise
+        raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from None
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:

@@ -9,9 +9,11 @@ from mmengine.config import Config
 from mal_mmdet.apis import (
     full_precision_without_gpu,
     launch,
+    readable_errors,
     refuse_sharded_validation,
     use_detections,
 )
+from mal_mmdet.labeling import read_coco
 from tests.conftest import ROOT
 
 
@@ -27,6 +29,19 @@ def test_mixed_precision_needs_a_gpu(gpu, monkeypatch, capsys):
     else:
         assert cfg.optim_wrapper.to_dict() == dict(type="OptimWrapper", optimizer=optimizer)
         assert "float32" in capsys.readouterr().out
+
+
+def test_what_is_refused_in_words_needs_no_traceback(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["tools/some_tool.py"])
+    words = r"^some_tool\.py: .*nope\.json does not exist$"
+    with pytest.raises(SystemExit, match=words), readable_errors():
+        read_coco(tmp_path / "nope.json")
+    for error in (ValueError("of another's code"), KeyError("a bug")):
+        with pytest.raises(type(error)), readable_errors():
+            raise error
+    monkeypatch.setenv("MAL_MMDET_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError), readable_errors():
+        read_coco(tmp_path / "nope.json")
 
 
 def test_sharded_networks_are_not_validated():

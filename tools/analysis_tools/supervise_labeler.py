@@ -25,6 +25,7 @@ from mal_mmdet.apis import (
     add_runner_arguments,
     full_precision_without_gpu,
     load_config,
+    readable_errors,
     use_safe_checkpoints,
 )
 from mal_mmdet.checkpoints import trusting_checkpoints
@@ -116,4 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 
+from mal_mmdet.apis import readable_errors
 from mal_mmdet.labeling import write_boxes_only
 
 
@@ -17,6 +18,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    write_boxes_only(args.instances, args.boxes)
-    print(f"boxes: {args.boxes}")
+    with readable_errors():
+        args = parse_args()
+        write_boxes_only(args.instances, args.boxes)
+        print(f"boxes: {args.boxes}")

@@ -11,7 +11,7 @@ import argparse
 
 from mmengine.config import DictAction
 
-from mal_mmdet.apis import read_config
+from mal_mmdet.apis import read_config, readable_errors
 from mal_mmdet.datasets import boxes_to_coco, build_training_boxes
 from mal_mmdet.labeling import refuse_input, write_json
 
@@ -36,10 +36,11 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    cfg = read_config(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
-    dataset = build_training_boxes(cfg)
-    refuse_input(args.boxes, getattr(dataset, "ann_file", None))  # several together have none
-    write_json(args.boxes, boxes_to_coco(dataset, args.img_dir))
-    print(f"boxes: {args.boxes}")
+    with readable_errors():
+        args = parse_args()
+        cfg = read_config(args.config)
+        cfg.merge_from_dict(args.cfg_options or {})
+        dataset = build_training_boxes(cfg)
+        refuse_input(args.boxes, getattr(dataset, "ann_file", None))  # several together have none
+        write_json(args.boxes, boxes_to_coco(dataset, args.img_dir))
+        print(f"boxes: {args.boxes}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 
+from mal_mmdet.apis import readable_errors
 from mal_mmdet.labeling import EXPORTS, export_labels, read_coco
 
 
@@ -19,6 +20,7 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    crowds = export_labels(args.format, read_coco(args.labels), args.out_dir, args.overwrite)
-    print(f"labels: {args.out_dir}" + (f" (without {crowds} crowds)" if crowds else ""))
+    with readable_errors():
+        args = parse_args()
+        crowds = export_labels(args.format, read_coco(args.labels), args.out_dir, args.overwrite)
+        print(f"labels: {args.out_dir}" + (f" (without {crowds} crowds)" if crowds else ""))

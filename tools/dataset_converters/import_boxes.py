@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mal_mmdet.apis import readable_errors
 from mal_mmdet.labeling import (
     ENDINGS,
     IMPORTS,
@@ -37,9 +38,10 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    args = parse_args()
-    refuse_input(args.out, args.source, *files_in(Path(args.source), ENDINGS[args.format]))
-    classes = args.classes and read_classes(args.classes)
-    coco = import_boxes(args.format, args.source, args.img_dir, classes)
-    write_json(args.out, coco)
-    print(f"boxes: {args.out} ({len(coco['annotations'])} in {len(coco['images'])} images)")
+    with readable_errors():
+        args = parse_args()
+        refuse_input(args.out, args.source, *files_in(Path(args.source), ENDINGS[args.format]))
+        classes = args.classes and read_classes(args.classes)
+        coco = import_boxes(args.format, args.source, args.img_dir, classes)
+        write_json(args.out, coco)
+        print(f"boxes: {args.out} ({len(coco['annotations'])} in {len(coco['images'])} images)")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from mal_mmdet.apis import readable_errors
 from mal_mmdet.labeling import (
     merge_masks,
     read_coco,
@@ -55,4 +56,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with readable_errors():
+        sys.exit(main())

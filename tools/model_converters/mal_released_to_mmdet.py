@@ -8,6 +8,7 @@ import argparse
 
 import torch
 
+from mal_mmdet.apis import readable_errors
 from mal_mmdet.labeling import refuse_input, replacing
 from mal_mmdet.models.released_checkpoint import convert_released, load_tensors
 
@@ -36,4 +37,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with readable_errors():
+        main()
