@@ -809,7 +809,9 @@ def test_the_baseline_of_the_step_finds_the_same_losses(trained, tmp_path, monke
         benchmark.stated_mean_field(*[None] * 3, zeta=0.1, omega=2.0, kernel_size=3, num_steps=1)
 
 
-@pytest.mark.parametrize("how", [(), ("--channels-last",), ("--no-baseline",)])
+@pytest.mark.parametrize(
+    "how", [(), ("--cfg-options", "model.network.channels_last=True"), ("--no-baseline",)]
+)
 def test_benchmark_training(trained, tmp_path, how):
     options = ["--steps", 2, "--data", 2, "--out", tmp_path / "out.json", *how]
     run("tools/analysis_tools/benchmark_training.py", trained[0], *options)

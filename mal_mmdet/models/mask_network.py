@@ -19,13 +19,21 @@ class MaskNetwork(BaseModule):
     Args:
         backbone: Config of any registered backbone whose last output is a feature map.
         decoder: Config of a mask decoder.
+        channels_last: Whether crops reach the encoder in this memory layout. Encoders of many small
+            convolutions, above all depthwise ones, take half the time on CPU cores for it.
         init_cfg: Initialisation, such as a :class:`PretrainedEncoder`.
 
     Raises:
         ValueError: The decoder's type is not registered.
     """
 
-    def __init__(self, backbone: dict, decoder: dict, init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        backbone: dict,
+        decoder: dict,
+        channels_last: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg)
         kind = decoder.get("type")
         if isinstance(kind, str) and MODELS.get(kind) is None:
@@ -35,6 +43,7 @@ class MaskNetwork(BaseModule):
             )
         self.backbone = MODELS.build(backbone)
         self.decoder = MODELS.build(decoder)
+        self.channels_last = channels_last
 
     def forward(self, images: Tensor, areas: Tensor) -> Tensor:
         """Mask logits of each crop.
@@ -67,6 +76,8 @@ class MaskNetwork(BaseModule):
         return torch.cat([self.decoder(*crop) for crop in zip(features.split(1), areas.split(1))])
 
     def _features(self, images: Tensor) -> Tensor:
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         features = self.backbone(images)[-1]
         self._check(features, images)
         return features

@@ -98,6 +98,23 @@ def test_a_timm_model_tells_its_stride():
     assert run(model, size=98).shape == (1, 28, 28)
 
 
+def test_channels_last_is_the_layout_of_the_crops_and_changes_no_mask():
+    backbone = dict(type="mmdet.ResNet", depth=18, out_indices=(2,))
+    decoder = dict(type="AttentionDecoder", in_channels=256, channels=8)
+    config = dict(type="MaskNetwork", backbone=backbone, decoder=decoder)
+    plain = MODELS.build(config).eval()
+    model = MODELS.build(config | dict(channels_last=True)).eval()
+    model.load_state_dict(plain.state_dict())
+    layouts = []
+    for network in (plain, model):
+        network.backbone.register_forward_pre_hook(
+            lambda _, args: layouts.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        )
+    images, areas = torch.randn(2, 3, 64, 64), torch.full((2,), 5000.0)
+    torch.testing.assert_close(model(images, areas), plain(images, areas))
+    assert layouts == [True, False]
+
+
 @MODELS.register_module()
 class MeanDecoder(torch.nn.Module):
     """One of a user's own: a linear layer, whose sums depend on the number of rows."""

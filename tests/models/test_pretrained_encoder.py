@@ -183,17 +183,25 @@ def test_timm_weights_load_behind_its_wrapper(tmp_path):
         torch.testing.assert_close(encoder(images)[-1], expected)
 
 
-def test_weights_of_a_timm_model_load_into_its_feature_extractor(tmp_path):
+@pytest.mark.parametrize(
+    "name, index, options",
+    [
+        ("convnext_atto", 2, dict()),
+        ("tf_efficientnet_lite0", 3, dict(feature_cls="getter", output_stride=8)),
+    ],
+)
+def test_weights_of_a_timm_model_load_into_its_feature_extractor(tmp_path, name, index, options):
     timm = pytest.importorskip("timm")
-    source = timm.create_model("convnext_atto")
+    stride = {k: v for k, v in options.items() if k == "output_stride"}
+    source = timm.create_model(name, **stride)
     torch.save(dict(state_dict=source.state_dict()), tmp_path / "timm.pth")
-    wrapper = dict(type="mmpretrain.TIMMBackbone", model_name="convnext_atto")
-    encoder = MODELS.build(wrapper | dict(features_only=True, out_indices=(2,)))
+    wrapper = dict(type="mmpretrain.TIMMBackbone", model_name=name, features_only=True)
+    encoder = MODELS.build(wrapper | dict(out_indices=(index,), **options))
     load_encoder(encoder, str(tmp_path / "timm.pth"))
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = source.eval().forward_intermediates(
-            images, indices=[2], norm=False, intermediates_only=True
+            images, indices=[index], norm=False, intermediates_only=True
         )[-1]
         encoder.eval()
         torch.testing.assert_close(encoder(images)[-1], expected)

@@ -95,19 +95,13 @@ class Trainer:
     Args:
         cfg: Config of phase 1.
         stated: Whether its steps are those of the baseline.
-        compiled, channels_last: How the networks compute.
+        compiled: Whether the networks are, by ``torch.compile``.
 
     Raises:
         ValueError: The baseline is not stated for the config's mean field.
     """
 
-    def __init__(
-        self,
-        cfg: Config,
-        stated: bool = False,
-        compiled: bool = False,
-        channels_last: bool = False,
-    ) -> None:
+    def __init__(self, cfg: Config, stated: bool = False, compiled: bool = False) -> None:
         self.timer, self.stated = StepTimer(), stated
         device = get_device()
         self.model: MaskAutoLabeler = MODELS.build(cfg.model).to(device).train()
@@ -118,8 +112,6 @@ class Trainer:
         hooks = [HOOKS.build(h) for h in cfg.custom_hooks if "MeanTeacherHook" in h.type]
         self.teacher_hook = MeanTeacherHook(hooks[0].momentum) if stated else hooks[0]
         for network in (self.model.student, self.model.teacher):
-            if channels_last:
-                network.to(memory_format=torch.channels_last)
             if compiled:
                 network.forward = torch.compile(network.forward)
         if stated:
@@ -240,7 +232,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=3, help="steps before them")
     parser.add_argument("--data", type=int, default=0, metavar="N", help="also time N samples")
     parser.add_argument("--compile", action="store_true", help="both networks by torch.compile")
-    parser.add_argument("--channels-last", action="store_true", help="layout of their convolutions")
     parser.add_argument(
         "--baseline",
         action=argparse.BooleanOptionalAction,
@@ -259,7 +250,7 @@ def main() -> None:
     full_precision_without_gpu(cfg)
     init_default_scope("mmdet")
     cfg.model.network.pop("init_cfg", None)
-    trainers = [Trainer(cfg, compiled=args.compile, channels_last=args.channels_last)]
+    trainers = [Trainer(cfg, compiled=args.compile)]
     if args.baseline:
         trainers.append(Trainer(cfg, stated=True))
     time_steps(trainers, args.steps, args.warmup)
