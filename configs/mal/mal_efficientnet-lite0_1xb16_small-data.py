@@ -1,5 +1,5 @@
 # A small data set of photographs and an encoder that knows ImageNet's classes, through timm
-# (`pip install timm`): an hour of two CPU cores for some hundred or a thousand boxes.
+# (`pip install timm`): 30 to 40 minutes of a CPU core for some hundred or a thousand boxes.
 _base_ = './mal_vit-demo_1xb16_small-data.py'
 crop_size = 128
 max_epochs = 10
@@ -22,7 +22,7 @@ model = dict(
             type='PretrainedEncoder',
             checkpoint='hf-hub:timm/tf_efficientnet_lite0.in1k')))
 
-# Without the negatives: this encoder does not take "dark" for "object".
+# Without the negatives, which are for encoders that have yet to learn what objects are.
 train_pipeline = [*_base_.train_pipeline[:3], *_base_.train_pipeline[4:]]
 train_pipeline[1].size = crop_size
 test_pipeline = _base_.test_pipeline

@@ -20,7 +20,7 @@ class MaskNetwork(BaseModule):
         backbone: Config of any registered backbone whose last output is a feature map.
         decoder: Config of a mask decoder.
         channels_last: Whether crops reach the encoder in this memory layout. Encoders of many small
-            convolutions, above all depthwise ones, take half the time on CPU cores for it.
+            convolutions, above all depthwise ones, then take as little as half the time on CPUs.
         init_cfg: Initialisation, such as a :class:`PretrainedEncoder`.
 
     Raises:
