@@ -809,6 +809,24 @@ def test_the_baseline_of_the_step_finds_the_same_losses(trained, tmp_path, monke
         benchmark.stated_mean_field(*[None] * 3, zeta=0.1, omega=2.0, kernel_size=3, num_steps=1)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_operations_of_convolutions_are_counted(monkeypatch, groups, kind):
+    """A multiplication and an addition of each weight, forward and for each gradient."""
+    monkeypatch.syspath_prepend(ROOT / "tools/analysis_tools")
+    benchmark = importlib.import_module("benchmark_training")
+    conv, images = kind(8, 16, 3, stride=2, groups=groups), torch.rand(2, 8, 9, 9)
+    with benchmark.OperationCounter(display=False) as counter:
+        found = conv(images)
+    # Each weight meets every place of the smaller of the two maps.
+    once = 2 * conv.weight.numel() * 2 * min(found[0, 0].numel(), images[0, 0].numel())
+    assert counter.get_total_flops() == once
+    for needed, times in ((False, 2), (True, 3)):
+        with benchmark.OperationCounter(display=False) as counter:
+            conv(images.requires_grad_(needed)).sum().backward()
+        assert counter.get_total_flops() == times * once
+
+
 @pytest.mark.parametrize(
     "how", [(), ("--cfg-options", "model.network.channels_last=True"), ("--no-baseline",)]
 )

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import torch
-from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from mal_mmdet.structures import AREA_LIMITS
+
+from .rle import compress_runs
 
 
 class MaskWindow(NamedTuple):
@@ -92,7 +93,7 @@ def mask_window(
 
 
 # Threads paste and encode beside the network: compiled code does not hold Python's lock, which
-# whoever starts the operations of a GPU needs all the time. Runs are counted by NumPy, with it.
+# whoever starts the operations of a GPU needs all the time.
 # Compiling takes three seconds, the first time on a machine.
 @numba.njit(nogil=True, cache=True)
 def _cut_mask(prob, rows, columns, threshold):
@@ -175,36 +176,32 @@ def encode_window(window: MaskWindow, image_shape: tuple[int, int]) -> dict:
     Equal to :func:`encode_mask` of the full mask: COCO's runs go down the columns of the image, so
     the window's only have to be moved and, where they touch, joined.
     """
-    height, width = image_shape
-    edges = _run_edges(window.mask, window.x0, window.y0, height)
-    counts = np.diff(edges, prepend=0, append=height * width)
-    if len(counts) > 1 and counts[-1] == 0:
-        counts = counts[:-1]
-    rle = mask_utils.frPyObjects(dict(size=[height, width], counts=counts.tolist()), height, width)
-    return dict(size=rle["size"], counts=rle["counts"].decode("ascii"))
+    runs = _runs(window.mask, window.x0, window.y0, *image_shape)
+    return dict(size=[*image_shape], counts=compress_runs(runs))
 
 
 @numba.njit(nogil=True, cache=True)
-def _run_edges(mask, x0, y0, height):
-    """Where runs begin and end, column after column of an image of that height.
-
-    A run that ends at the foot of a column goes on at the head of the next: both edges go.
-    """
-    edges = np.empty(mask.shape[1] * (mask.shape[0] + 1), np.int64)
-    count = 0
+def _runs(mask, x0, y0, height, width):
+    """Lengths of runs, background first, column after column of an image of that size."""
+    edges = np.zeros(mask.shape[1] * (mask.shape[0] + 1) + 2, np.int64)
+    count = 1
     for x in range(mask.shape[1]):
         first = (x0 + x) * height + y0
         inside = False
         for y in range(mask.shape[0] + 1):  # a run ends in its column
             now = y < mask.shape[0] and mask[y, x]
             if now != inside:
-                if count and edges[count - 1] == first + y:
+                # A run that ends at the foot of a column goes on at the head of the next.
+                if count > 1 and edges[count - 1] == first + y:
                     count -= 1
                 else:
                     edges[count] = first + y
                     count += 1
             inside = now
-    return edges[:count]
+    if count == 1 or edges[count - 1] < height * width:
+        edges[count] = height * width
+        count += 1
+    return np.diff(edges[:count])
 
 
 def paste_mask(

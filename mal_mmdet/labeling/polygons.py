@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from .coco_file import is_finite
+from .rle import decompress_runs
 
 FARTHEST = 4  # a corner may lie so many sides of the image away
 LONGEST = 1e6  # pixels along all outlines of a mask; pycocotools keeps dozens of bytes for each
@@ -61,10 +62,15 @@ def mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
             f"expected a mask of the size {size} of its image, found {segmentation['size']!r:.40}"
         )
     counts = segmentation["counts"]
+    area = height * width
     if isinstance(counts, str) and re.fullmatch(COMPRESSED, counts):
-        counts = _run_lengths(counts)
-    runs = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
-    return None if runs and sum(counts) == height * width else UNREADABLE
+        runs = decompress_runs(counts)
+        # Runs of the image's pixels at most: more of them might overflow to the right sum.
+        sound = runs.min() >= 0 and runs.max() <= area and runs.sum() == area
+    else:
+        runs = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
+        sound = runs and sum(counts) == area
+    return None if sound else UNREADABLE
 
 
 def mask_bbox(segmentation: list | dict, image: dict[str, Any]) -> list[float]:
@@ -81,20 +87,6 @@ def _length(polygon: list[float]) -> float:
     """What pycocotools walks along an outline: of each edge the longer of its two extents."""
     points = np.reshape(polygon, (-1, 2))
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(1).sum()) + len(points)
-
-
-def _run_lengths(counts: str) -> list[int]:
-    """The runs of a compressed RLE; from the fourth on they are written as changes."""
-    runs, value, shift = [], 0, 0
-    for code in counts.encode("ascii"):
-        code -= ord("0")
-        value |= (code & 0x1F) << shift
-        shift += 5
-        if not code & 0x20:
-            value -= (code & 0x10) << (shift - 4)  # the sign
-            runs.append(value + runs[-2] if len(runs) > 2 else value)
-            value = shift = 0
-    return runs
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:

@@ -21,6 +21,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -39,7 +41,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from mal_mmdet.apis import full_precision_without_gpu
 from mal_mmdet.labeling import write_json
@@ -165,10 +167,27 @@ class Trainer:
             self.teacher_hook.momentum_update(self.model, self.teacher_hook.momentum)
 
 
+def convolution_backward_flops(
+    gradient: list[int], inputs: list[int], weight: list[int], *options: Any, out_shape: Any
+) -> int:
+    """Operations of ``aten.convolution_backward``: for each gradient those of the forward pass.
+
+    PyTorch's own count takes the weight's gradient of a grouped convolution for a dense one's.
+    """
+    _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, made = options
+    return sum(made[:2]) * conv_flop_count(inputs, weight, gradient, transposed)
+
+
+OperationCounter = partial(
+    FlopCounterMode,
+    custom_mapping={torch.ops.aten.convolution_backward: convolution_backward_flops},
+)
+
+
 def floor(trainer: Trainer) -> float:
     """The least milliseconds of a step: its work at the rate of a product of matrices."""
     # Fused attention is not counted on every device.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with OperationCounter(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         trainer.step()
     dtype = getattr(trainer.optim_wrapper, "cast_dtype", None) or torch.float32
     return counter.get_total_flops() / matmul_rate(get_device(), dtype) / 1e9
