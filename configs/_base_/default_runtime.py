@@ -8,12 +8,12 @@ randomness = dict(seed=0)
 # tensorboard) a config adds: visualizer = dict(
 #     vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
 # or, in place of the files: --cfg-options visualizer.vis_backends.0.type=TensorboardVisBackend
-custom_hooks = [
-    dict(type='MultiTensorMeanTeacherHook', momentum=0.004),
-    dict(type='MaskVisualizationHook', interval=1000, num_samples=8),
-    dict(type='LossCheckHook')
-]
-# Every box has a mask; `tools/test.py --show-dir` draws them all, sure or not.
+# The first three are here since a config's own custom_hooks would take the place of such a list.
 default_hooks = dict(
+    mean_teacher=dict(type='MultiTensorMeanTeacherHook', momentum=0.004),
+    mask_visualization=dict(
+        type='MaskVisualizationHook', interval=1000, num_samples=8),
+    loss_check=dict(type='LossCheckHook'),
     checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
+    # Every box has a mask; `tools/test.py --show-dir` draws them all, sure or not.
     visualization=dict(type='ReadableVisualizationHook', score_thr=0.0))

@@ -35,9 +35,14 @@ class MultiTensorMeanTeacherHook(MeanTeacherHook):
     Args:
         momentum: m in (0, 1): ``teacher ← (1 − m) · teacher + m · student`` after every step.
             Training begins with the teacher as a copy of the student.
+
+    Raises:
+        ValueError: Another ``momentum``.
     """
 
     def __init__(self, momentum: float) -> None:
+        if not 0 < momentum < 1:
+            raise ValueError(f"momentum is {momentum!r}, but must lie between 0 and 1")
         super().__init__(momentum)
         self._model: nn.Module | None = None
 

@@ -96,6 +96,13 @@ class SafeCheckpointHook(CheckpointHook):
     def __init__(self, *args: Any, backend_args: dict | None = None, **kwargs: Any) -> None:
         super().__init__(*args, backend_args=backend_args or dict(backend="atomic"), **kwargs)
         self._skipped = 0  # samples that this epoch's earlier part has seen, of all ranks
+        self._deals_by_the_run = False
+
+    def before_run(self, runner: Runner) -> None:
+        # Nothing is loaded yet. A test has no loop that trains, but its config.
+        loader = getattr(runner._train_loop, "dataloader", None)
+        seed = getattr(getattr(loader, "sampler", None), "seed", None)
+        self._deals_by_the_run = seed is not None and seed == runner.seed
 
     def before_train(self, runner: Runner) -> None:
         # A checkpoint that is resumed from says which files this hook may remove. It is taken at
@@ -119,6 +126,8 @@ class SafeCheckpointHook(CheckpointHook):
         runner.message_hub.update_info(SAMPLES_DONE, 0)
         if self._skipped:
             runner.train_dataloader.sampler.start = self._skipped // get_world_size()
+        if self._deals_by_the_run:  # whose seed may have come from what is resumed
+            runner.train_dataloader.sampler.seed = runner.seed
         stop_signals.noting = stop_signals.handling
 
     def _look_for_earlier(self, runner: Runner) -> None:

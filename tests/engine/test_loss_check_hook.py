@@ -95,5 +95,5 @@ def test_an_overflow_that_the_scaler_of_gradients_takes_care_of_is_none():
 
 
 def test_the_configs_of_phase_1_have_it():
-    hooks = Config.fromfile(ROOT / "configs/_base_/default_runtime.py").custom_hooks
-    assert "LossCheckHook" in [hook.type for hook in hooks]
+    hooks = Config.fromfile(ROOT / "configs/_base_/default_runtime.py").default_hooks
+    assert hooks.loss_check.type == "LossCheckHook"

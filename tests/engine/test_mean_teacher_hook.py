@@ -4,9 +4,13 @@ import copy
 import pytest
 import torch
 from mmdet.engine.hooks import MeanTeacherHook
+from mmengine.config import Config
+from mmengine.hooks import EmptyCacheHook
+from mmengine.runner import Runner
 from torch import nn
 
-from mal_mmdet.engine import MultiTensorMeanTeacherHook
+from mal_mmdet.engine import LossCheckHook, MultiTensorMeanTeacherHook
+from tests.conftest import ROOT, tiny_config
 
 
 def pair():
@@ -65,8 +69,20 @@ def test_networks_that_differ():
 
 @pytest.mark.parametrize("momentum", [0, 1, -0.1])
 def test_bad_momentum(momentum):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match=f"momentum is {momentum}, but must lie between 0 and 1"):
         MultiTensorMeanTeacherHook(momentum)
+
+
+def test_hooks_of_a_users_config_leave_it_there(demo, tmp_path):
+    """A list in a config takes the place of the one in its base."""
+    base = ROOT / "configs/mal/mal_vit-demo_1xb16_demo.py"
+    hooks = "custom_hooks = [dict(type='EmptyCacheHook')]"
+    (tmp_path / "own.py").write_text(f"_base_ = {str(base)!r}\n{hooks}\n")
+    own = Config.fromfile(tmp_path / "own.py")
+    cfg = tiny_config(demo, tmp_path / "work", custom_hooks=own.custom_hooks)
+    cfg.default_hooks = own.default_hooks
+    kinds = [type(hook) for hook in Runner.from_cfg(cfg).hooks]
+    assert {MultiTensorMeanTeacherHook, LossCheckHook, EmptyCacheHook} <= {*kinds}
 
 
 def test_a_hook_follows_the_model_that_it_is_given():

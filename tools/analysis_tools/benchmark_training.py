@@ -111,8 +111,8 @@ class Trainer:
         self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
         data = cfg.train_dataloader
         self.batch = made_up_batch(data.batch_size, data.dataset.pipeline[1].size, device)
-        hooks = [HOOKS.build(h) for h in cfg.custom_hooks if "MeanTeacherHook" in h.type]
-        self.teacher_hook = MeanTeacherHook(hooks[0].momentum) if stated else hooks[0]
+        hook = HOOKS.build(cfg.default_hooks.mean_teacher)
+        self.teacher_hook = MeanTeacherHook(hook.momentum) if stated else hook
         for network in (self.model.student, self.model.teacher):
             if compiled:
                 network.forward = torch.compile(network.forward)

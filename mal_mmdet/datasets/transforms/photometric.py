@@ -16,14 +16,15 @@ class FastColorJitter(ColorJitter):
     """mmpretrain's ``ColorJitter``, which draws the same numbers, in a fraction of its time.
 
     It rounds after each of the four changes where the original truncates. Its arguments are the
-    original's; each of the four is needed.
+    original's.
 
     Required keys: ``img``, uint8, BGR. Changed keys: ``img``.
     """
 
     def transform(self, results: dict) -> dict:
         img = results["img"]
-        order, brightness, contrast, saturation, hue = self._rand_params()
+        order, *factors = self._rand_params()
+        brightness, contrast, saturation, hue = factors
         changes = (
             lambda img: blend(img, 0, brightness),
             lambda img: blend(img, round(mmcv.bgr2gray(img).mean()), contrast),
@@ -31,7 +32,8 @@ class FastColorJitter(ColorJitter):
             lambda img: mmcv.adjust_hue(img, hue),
         )
         for index in order:
-            img = changes[index](img)
+            if factors[index] is not None:
+                img = changes[index](img)
         results["img"] = img
         return results
 

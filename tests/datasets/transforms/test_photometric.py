@@ -38,6 +38,17 @@ def test_jitter_changes_colours_as_the_original_does(photo):
         assert np.abs(jittered[0] - jittered[1]).mean() < 2
 
 
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_jitter_of_one_kind_leaves_the_others(photo, name):
+    """As the original's, which gets the same numbers."""
+    options = {name: 0.3}
+    found = []
+    for kind in (FastColorJitter, ColorJitter):
+        np.random.seed(3)
+        found.append(kind(**options)(dict(img=photo))["img"].astype(int))
+    assert np.abs(found[0] - found[1]).mean() < 1 < np.abs(found[0] - photo).mean()
+
+
 def test_blur_is_a_gaussian_of_the_drawn_width(photo):
     blur = RandomGaussianBlur(prob=1.0, sigma=(1.5, 1.5))
     naive = np.stack(
