@@ -24,6 +24,7 @@ from mal_mmdet.evaluation import coco_ap
 from mal_mmdet.labeling import (
     file_sha256,
     read_coco,
+    refuse_input,
     refuse_problems,
     without_nan,
     write_json,
@@ -33,7 +34,7 @@ from mal_mmdet.labeling.coco_file import replacing
 from mal_mmdet.progress import track
 
 from .ablation import check_work_dir, run_once
-from .label_swap import use_labels
+from .label_swap import innermost_dataset, use_labels
 from .launch import read_config, set_launcher
 
 # Prefix of the figures → how pairs are compared, and whose results CocoMetric writes them to.
@@ -83,7 +84,8 @@ def measure_retention(
 ) -> list[dict[str, Any]]:
     """Trains every row with every seed and compares them with the first.
 
-    Writes ``retention.json``, ``retention.md`` and ``retention.png``, after each training anew.
+    Writes ``retention.json``, ``retention.md`` and ``retention.png``, after each training anew, and
+    ``val.json``, the human masks with ids that COCO's evaluators take.
     What is done is not done again, an interrupted training goes on. The last checkpoint counts:
     nothing is chosen with the validation masks, which are not looked at before the end.
 
@@ -110,8 +112,9 @@ def measure_retention(
     if len(set(names)) < len(names) or "" in names:
         raise ValueError(f"rows must have different names, got {[row.name for row in rows]}")
     _check_images(rows)
-    _check_truth(val_labels)
     work_dir = Path(work_dir).resolve()
+    truth, humans = work_dir / "val.json", _numbered_truth(val_labels)
+    refuse_input(truth, val_labels)
     paths = dict(data_root=data_root, img_dir=img_dir, val_img_dir=val_img_dir)
     cfgs = []
     for row in rows:
@@ -119,6 +122,8 @@ def measure_retention(
         cfg.merge_from_dict(dict(options or {}))
         use_labels(cfg, row.labels, val_labels=val_labels, **paths)
         _test_at_the_end(cfg, row, val_labels)
+        innermost_dataset(cfg.test_dataloader.dataset).ann_file = str(truth)
+        cfg.test_evaluator.ann_file = str(truth)
         cfgs.append(cfg)
     runs = {
         (seed, row): _run(cfg, work_dir / row.folder / f"seed{seed}", seed, launcher)
@@ -127,13 +132,15 @@ def measure_retention(
     }
     for run in runs.values():
         check_work_dir(run)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    write_json(truth, humans)
     measured: dict[Row, list[dict]] = {row: [] for row in rows}
     table: list[dict] = []
     alone = launcher == "none"  # before the first training no rank knows its number
     for (_, row), run in track(runs.items(), "retention", "trainings", disable=not alone):
         minutes = run_once(run)["minutes"]
         if is_main_process():
-            measured[row].append(dict(**measure(val_labels, run.work_dir), minutes=minutes))
+            measured[row].append(dict(**measure(truth, run.work_dir), minutes=minutes))
             table = [summarize(row, measured[row], measured[rows[0]]) for row in rows]
             _write(work_dir, table)
     return table
@@ -282,10 +289,16 @@ def _check_images(rows: Sequence[Row]) -> None:
             )
 
 
-def _check_truth(val_labels: str | Path) -> None:
-    """Has what COCO's evaluators need of every annotation, drawn by people."""
-    for ann in read_coco(val_labels)["annotations"]:
-        missing = [key for key in ("bbox", "area", "iscrowd") if key not in ann]
+def _numbered_truth(val_labels: str | Path) -> dict[str, Any]:
+    """Human masks with what COCO's evaluators need of every annotation, drawn by people.
+
+    They take the id 0 for no annotation, and no texts: images and annotations count from 1.
+    """
+    coco = read_coco(val_labels)
+    refuse_problems(coco, val_labels, allow_outside=True, boxes=False)
+    images = {image["id"]: i for i, image in enumerate(coco["images"], start=1)}
+    for i, ann in enumerate(coco["annotations"], start=1):
+        missing = [key for key in ("bbox", "area", "iscrowd") if ann.get(key) is None]
         missing += [] if ann.get("segmentation") else ["segmentation"]
         if missing:
             raise ValueError(
@@ -298,6 +311,10 @@ def _check_truth(val_labels: str | Path) -> None:
                 "would agree with MAL's mistakes; expected a COCO file in which people have drawn "
                 "every mask"
             )
+        ann.update(id=i, image_id=images[ann["image_id"]])
+    for image in coco["images"]:
+        image["id"] = images[image["id"]]
+    return coco
 
 
 def _test_at_the_end(cfg: Config, row: Row, val_labels: str | Path) -> None:

@@ -35,7 +35,8 @@ def coco_ap(truth_file: str | Path, results_file: str | Path, iou_type: str) -> 
         NaN where there are no objects.
 
     Raises:
-        ValueError: No such ``iou_type``.
+        ValueError: No such ``iou_type``, or an annotation has the id 0, which both evaluators take
+            for no annotation.
         RuntimeError: The two evaluators disagree. Boundary AP is faster-coco-eval's alone.
     """
     if iou_type not in ("segm", "bbox", "boundary"):
@@ -66,6 +67,11 @@ def _measure(
 ) -> np.ndarray:
     with redirect_stdout(io.StringIO()):  # both tell what they do, at length
         truth = coco(str(truth_file))
+        if 0 in truth.anns:
+            raise ValueError(
+                f"{truth_file} has an annotation with the id 0, for which COCO's evaluators would "
+                "never find a match: number them from 1"
+            )
         # Read anew for each, since both write into what they are given.
         results = _read_results(results_file, kind)
         # pycocotools' loadRes takes no empty list.

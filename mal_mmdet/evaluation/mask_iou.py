@@ -189,7 +189,7 @@ def evaluate_label_files(
         ValueError: As :func:`evaluate_masks` and :func:`check_pairs`.
     """
     pred, truth = read_coco(pred_file), read_coco(truth_file)
-    refuse_problems(pred, pred_file, allow_outside=True)
+    refuse_problems(pred, pred_file, allow_outside=True, boxes=False)
     check_pairs(pred, truth, pred_file, truth_file)
     masks = {ann["id"]: ann.get("segmentation") for ann in pred["annotations"]}
     figures = evaluate_masks(masks, truth, **options)

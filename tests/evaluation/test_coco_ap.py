@@ -144,6 +144,11 @@ def test_evaluators_that_disagree_and_an_unknown_measure(tmp_path, monkeypatch):
     files = write_files(tmp_path, *scene())
     with pytest.raises(ValueError, match="'mask', expected 'segm', 'bbox' or 'boundary'"):
         coco_ap(*files, "mask")
+    truth = json.loads(files[0].read_text())
+    truth["annotations"][0]["id"] = 0
+    (tmp_path / "zero.json").write_text(json.dumps(truth))
+    with pytest.raises(ValueError, match=r"zero\.json has an annotation with the id 0, for which"):
+        coco_ap(tmp_path / "zero.json", files[1], "segm")
     module = sys.modules[coco_ap.__module__]
 
     class Strict(module.COCOeval):
