@@ -229,14 +229,18 @@ def test_a_signal_waits_for_the_step_of_accumulated_gradients(demo, tmp_path):
     assert_resumes_as_undisturbed(cfg, load(tmp_path / "whole/epoch_2.pth"))
 
 
-def test_killed_after_a_checkpoint_in_the_middle_of_an_epoch(demo, tmp_path, undisturbed):
-    """Checkpoints that are counted in iterations, in a training that is counted in epochs."""
+@pytest.mark.parametrize("seed", [0, 5, None])
+def test_killed_after_a_checkpoint_in_the_middle_of_an_epoch(demo, tmp_path, undisturbed, seed):
+    """Checkpoints that are counted in iterations, in a training that is counted in epochs.
+
+    It goes on with its own seed, whatever the resuming command has.
+    """
     options = {"default_hooks.checkpoint.by_epoch": False, "default_hooks.checkpoint.interval": 3}
     cfg = config(demo, tmp_path / "work", "kill_process", **options)
     assert train(cfg, tmp_path / "output.txt") == -signal.SIGKILL
     saved = tmp_path / f"work/iter_{(MIDDLE - 1) // 3 * 3}.pth"
     assert saved.exists()
-    cfg = config(demo, tmp_path / "work", **options)
+    cfg = config(demo, tmp_path / "work", **options, randomness=dict(seed=seed))
     resume_latest(cfg)
     assert cfg.load_from == str(saved)
     runner = Runner.from_cfg(cfg)
@@ -353,6 +357,18 @@ def test_a_damaged_checkpoint_is_passed_over(demo, tmp_path, undisturbed, damage
         ValueError, match=r"all checkpoints in .* are damaged \(epoch_\d.pth, epoch_\d.pth\)"
     ):
         latest_checkpoint(tmp_path)
+
+
+def test_checkpoints_of_other_names_are_found(tmp_path):
+    """A config's ``filename_tmpl``; what is published has no state to resume from."""
+    for name in ("mal_2.pth", "epoch_2-0badc0de.pth"):
+        torch.save({}, tmp_path / name)
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "mal_2.pth"))
+    assert latest_checkpoint(tmp_path) == tmp_path / "mal_2.pth"
+    (tmp_path / "last_checkpoint").write_text("/moved/from/mal_2.pth")
+    assert latest_checkpoint(tmp_path) == tmp_path / "mal_2.pth"
+    (tmp_path / "last_checkpoint").unlink()
+    assert latest_checkpoint(tmp_path) is None
 
 
 def test_any_wrong_byte_of_a_checkpoint_is_damage_or_none(tmp_path):

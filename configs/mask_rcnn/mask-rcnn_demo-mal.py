@@ -75,5 +75,6 @@ param_scheduler = [
         eta_min=1e-5,
         convert_to_iter_based=True)
 ]
+auto_scale_lr = dict(base_batch_size=4)
 default_hooks = dict(
     logger=dict(interval=25), checkpoint=dict(interval=max_epochs, max_keep_ckpts=1))

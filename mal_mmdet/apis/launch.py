@@ -10,6 +10,7 @@ import gc
 import inspect
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -41,9 +42,9 @@ from mal_mmdet.engine import INTERRUPTED
 from mal_mmdet.models import MaskAutoLabeler
 
 ROOT = Path(__file__).resolve().parents[2]
-# Not best_*.pth, which have no state of the optimizer.
 CONFIG_ENDINGS = (".py", ".yml", ".yaml", ".json")  # that MMEngine reads
-RESUMABLE = ("epoch_*.pth", "iter_*.pth", INTERRUPTED)
+# Not best_*.pth, which have no state of the optimizer.
+RESUMABLE = re.compile(rf"(epoch|iter)_\d+\.pth|{re.escape(INTERRUPTED)}")
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def readable_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         raised = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
         ours = any(raised.is_relative_to(ROOT / name) for name in ("mal_mmdet", "tools"))
         if not ours or os.environ.get("MAL_MMDET_TRACEBACK"):
@@ -96,6 +97,7 @@ def read_config(config: str | Path) -> Config:
     """Reads a config file, or, named ``package::path``, one that came with a package.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: The file is of another kind.
     """
     if "::" in str(config):
@@ -105,6 +107,8 @@ def read_config(config: str | Path) -> Config:
             f"{config} is no config, whose name would end with {', '.join(CONFIG_ENDINGS)}; are "
             "config and checkpoint in the right order?"
         )
+    if not Path(config).exists():
+        raise FileNotFoundError(f"there is no config {config}")
     return Config.fromfile(config)
 
 
@@ -176,9 +180,13 @@ def set_launcher(cfg: Config, launcher: str, timeout: int | None = None) -> None
             options = dict(timeout=timedelta(seconds=timeout)) if timeout else {}
             torch.distributed.init_process_group("gloo", **options)
             atexit.register(leave_group)
-        cfg.model_wrapper_cfg = dict(
-            type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False
+        # MMEngine's own, which it would not make for CPUs.
+        wrapper = dict(
+            type="MMDistributedDataParallel",
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get("find_unused_parameters", False),
         )
+        cfg.model_wrapper_cfg = wrapper | dict(cfg.get("model_wrapper_cfg") or {}, device_ids=None)
 
 
 def _take_rank_from_slurm(port: int | None) -> None:
@@ -314,13 +322,15 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     named = Path(text.strip()) if text.strip() else None
     if named and (named.exists() or (named.is_absolute() and named.parent.is_dir())):
         folders.insert(0, named.parent)
-    found = {path: None for folder in folders for name in RESUMABLE for path in folder.glob(name)}
+    found = {path for folder in folders for path in folder.glob("*.pth")}
+    # What is named there is one to resume from, whatever the config's filename_tmpl.
+    name = named and named.name
     found = sorted(
-        found,
+        (path for path in found if path.name == name or RESUMABLE.fullmatch(path.name)),
         key=lambda path: (
             path == named,
             path.parent == folders[0],
-            named is not None and path.name == named.name,
+            path.name == name,
             path.stat().st_mtime,
         ),
         reverse=True,
@@ -423,6 +433,7 @@ def use_boxes(cfg: Config, ann_file: str | Path, img_dir: str | Path) -> None:
     """Lets the test data set of a config of phase 1 read the boxes of a COCO file, in place."""
     cfg.test_dataloader.dataset.dataset.update(
         type="CocoBoxDataset",
+        metainfo=None,  # all classes
         data_root="",
         ann_file=str(ann_file),
         data_prefix=dict(img=str(img_dir)),

@@ -100,6 +100,9 @@ class BoxCropDataset(Dataset):
         """Meta information of the wrapped data set."""
         return self.dataset.metainfo
 
+    def full_init(self) -> None:
+        """Does nothing: MMEngine's wrappers ask for it, and all has been read."""
+
     def __len__(self) -> int:
         return len(self.boxes_per_sample) if self.group_by_image else len(self.boxes)
 

@@ -23,8 +23,9 @@ class CocoBoxDataset(BaseDetDataset):
     """The boxes of a COCO file, and nothing else of it.
 
     Unlike ``CocoDataset`` it keeps the id and place of every annotation, takes the classes from
-    the file, says which annotations it cannot use and why, and never reads a mask: an
-    annotation file with masks trains the same network as one without. Reading takes some 350
+    the file if ``metainfo`` names none, says which annotations it cannot use and why, and never
+    reads a mask: an annotation file with masks trains the same network as one without. It has no
+    use for ``filter_cfg``; see ``min_side`` of :class:`BoxCropDataset`. Reading takes some 350
     bytes of memory a box at the peak, however long the file's annotations are.
 
     Args:
@@ -62,11 +63,20 @@ class CocoBoxDataset(BaseDetDataset):
         ``ann_id`` and ``ann_index``, the place in the file, and the ``score`` of a detection.
 
         Raises:
-            FileNotFoundError, ValueError: As :func:`mal_mmdet.labeling.open_coco`.
+            FileNotFoundError, ValueError: As :func:`mal_mmdet.labeling.open_coco`; or ``metainfo``
+                names a class that the file does not have.
         """
         coco = open_coco(self.ann_file, self.detections)
-        self._metainfo["classes"] = tuple(c["name"] for c in coco["categories"])
-        labels = {c["id"]: i for i, c in enumerate(coco["categories"])}
+        names = [category["name"] for category in coco["categories"]]
+        classes = self._metainfo.setdefault("classes", tuple(names))
+        if unknown := [name for name in classes if name not in names]:
+            raise ValueError(
+                f"metainfo.classes names {unknown}, but the categories of {self.ann_file} are "
+                f"{names}"
+            )
+        labels = {
+            c["id"]: classes.index(c["name"]) for c in coco["categories"] if c["name"] in classes
+        }
         table = _BoxTable(coco["images"], self)
         problems = []
         total = len(coco["annotations"])
@@ -80,7 +90,7 @@ class CocoBoxDataset(BaseDetDataset):
                 missing = i if self.detections else "without id"
                 name = ann.get("id", missing) if isinstance(ann, dict) else missing
                 problems.append((i, name, problem))
-            else:
+            elif ann["category_id"] in labels:
                 table.add(i, ann, labels[ann["category_id"]])
         if problems:
             self._warn(problems, total)

@@ -6,7 +6,9 @@ from itertools import islice
 
 import numpy as np
 from mmdet.registry import DATA_SAMPLERS
-from mmengine.dataset import DefaultSampler
+from mmengine.dataset import ClassBalancedDataset, ConcatDataset, DefaultSampler, RepeatDataset
+
+WRAPPERS = (ClassBalancedDataset, ConcatDataset, RepeatDataset)
 
 
 @DATA_SAMPLERS.register_module()
@@ -28,11 +30,17 @@ class SeededSampler(DefaultSampler):
             another number of ranks, some boxes then come twice in that epoch, and others not.
 
     Raises:
-        ValueError: ``boxes_per_image`` is under 1.
+        ValueError: ``boxes_per_image`` is under 1, or the data set takes no seeds.
     """
 
     def __init__(self, *args, boxes_per_image: int = 1, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        if isinstance(self.dataset, WRAPPERS):
+            name = type(self.dataset).__name__
+            raise ValueError(
+                f"a {name} around the data set hands no seeds on: put the {name} inside the "
+                "BoxCropDataset, as its dataset, or take a DefaultSampler"
+            )
         if boxes_per_image < 1:
             raise ValueError(f"boxes_per_image is {boxes_per_image}, but must be at least 1")
         self.boxes_per_image = boxes_per_image

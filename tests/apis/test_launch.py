@@ -9,11 +9,13 @@ from mmengine.config import Config
 from mal_mmdet.apis import (
     full_precision_without_gpu,
     launch,
+    read_config,
     readable_errors,
     refuse_sharded_validation,
     use_detections,
 )
 from mal_mmdet.labeling import read_coco
+from mal_mmdet.labeling.shards import LabelShards
 from tests.conftest import ROOT
 
 
@@ -36,6 +38,13 @@ def test_what_is_refused_in_words_needs_no_traceback(monkeypatch, tmp_path):
     words = r"^some_tool\.py: .*nope\.json does not exist$"
     with pytest.raises(SystemExit, match=words), readable_errors():
         read_coco(tmp_path / "nope.json")
+    with pytest.raises(SystemExit, match=r"there is no config .*nope\.py$"), readable_errors():
+        read_config(tmp_path / "nope.py")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/0.shard").touch()
+    words = r"^some_tool\.py: .*shards holds 1 shards .*--resume"
+    with pytest.raises(SystemExit, match=words), readable_errors():
+        LabelShards(tmp_path / "shards").open(resume=False)
     for error in (ValueError("of another's code"), KeyError("a bug")):
         with pytest.raises(type(error)), readable_errors():
             raise error

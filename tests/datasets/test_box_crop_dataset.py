@@ -136,6 +136,11 @@ def test_neighbours_read_an_image_once_and_are_the_same_samples(configs):
 def test_no_box_of_an_image_is_refused(configs):
     with pytest.raises(ValueError, match="boxes_per_image is 0"):
         SeededSampler(DATASETS.build(configs[0]), boxes_per_image=0)
+    for kind in (dict(type="RepeatDataset", times=2), dict(type="ConcatDataset")):
+        inner = [configs[0]] if kind["type"] == "ConcatDataset" else configs[0]
+        outer = DATASETS.build(kind | {"datasets" if isinstance(inner, list) else "dataset": inner})
+        with pytest.raises(ValueError, match=f"put the {kind['type']} inside the BoxCropDataset"):
+            SeededSampler(outer)
 
 
 def test_nothing_in_a_training_sample_is_larger_than_its_crop(configs):

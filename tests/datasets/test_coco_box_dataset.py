@@ -75,6 +75,24 @@ def test_boxes_that_may_be_no_cocos(demo, tmp_path, monkeypatch, convert, words)
     assert not words or re.search(words, doubts[0])
 
 
+def test_classes_that_are_chosen(demo):
+    names = [category["name"] for category in read_coco(demo / "boxes_val.json")["categories"]]
+    chosen = [names[4], names[1]]
+    found = {}
+    for key, metainfo in dict(all=None, chosen=dict(classes=chosen)).items():
+        dataset = build(demo / "boxes_val.json", metainfo=metainfo)
+        classes = dataset.metainfo["classes"]
+        found[key] = {
+            instance["ann_id"]: classes[instance["bbox_label"]]
+            for i in range(len(dataset))
+            for instance in dataset.get_data_info(i)["instances"]
+        }
+    expected = {ann_id: name for ann_id, name in found["all"].items() if name in chosen}
+    assert found["chosen"] == expected and 0 < len(expected) < len(found["all"])
+    with pytest.raises(ValueError, match=r"metainfo.classes names \['unicorn'\], but the categor"):
+        build(demo / "boxes_val.json", metainfo=dict(classes=["unicorn", names[0]]))
+
+
 def test_the_last_parts_of_a_file_name(demo, tmp_path):
     coco = read_coco(demo / "boxes_train.json")
     coco["images"][0]["file_name"] = "images/v1/patch8/a.jpg"
