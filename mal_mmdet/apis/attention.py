@@ -56,11 +56,14 @@ def draw_attention_maps(
         The pictures' paths.
 
     Raises:
-        ValueError: Unknown source, ids or layers, or an encoder without attention maps.
+        ValueError: Unknown source, ids or layers, no number of boxes, or an encoder without
+            attention maps.
         RuntimeError: The checkpoint does not fit the model, or an image cannot be read.
     """
     if source not in ATTENTION_SOURCES:
         raise ValueError(f"source is {source!r}, but must be one of {ATTENTION_SOURCES}")
+    if number < 1:
+        raise ValueError(f"number is {number}, but must be at least 1")
     cfg = copy.deepcopy(cfg)
     init_default_scope(cfg.get("default_scope", "mmdet"))
     model = MODELS.build(cfg.model)

@@ -33,6 +33,7 @@ from mal_mmdet.labeling import (
     bbox_problem,
     encode_window,
     image_file,
+    image_problem,
     image_size,
     mask_windows,
     open_coco,
@@ -442,6 +443,8 @@ class MALInferencer(BaseInferencer):
         if not whole:
             by_id, files = {image["img_id"]: image for image in images}, {}
             for entry in open_coco(ann_file)["images"]:
+                if image_problem(entry):  # the data set has said so of its boxes
+                    continue
                 name = osp.normpath(image_file(entry, dataset.path_parts))
                 if name in files:
                     raise ValueError(

@@ -107,6 +107,7 @@ def label_with_baseline(
             for ann, rle in zip(anns, rles):
                 ann["segmentation"] = rle
                 ann["area"] = int(mask_utils.area(rle))
+                ann["iscrowd"] = 0
     write_json(out_file, coco)
 
 
@@ -125,9 +126,10 @@ def fill_boxes(ann_file: str | Path, out_file: str | Path) -> None:
     for ann in coco["annotations"]:
         if ann.get("iscrowd"):
             continue
-        x, y, w, h = ann["bbox"]
+        x, y, w, h = map(float, ann["bbox"])  # mmdet scales the numbers of a polygon in place
         ann["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
         ann["area"] = w * h
+        ann["iscrowd"] = 0
     write_json(out_file, coco)
 
 

@@ -267,7 +267,7 @@ def _problem(
             return f"has no {key!r}"
     for key in ("id", "image_id", "category_id"):
         if not _is_name(ann[key]):
-            return f"its {key!r} is {ann[key]!r:.40}, expected a number of 64 bits or a text"
+            return f"its {key!r} is {ann[key]!r:.40}, expected a whole number of 64 bits or a text"
     if ann["id"] in seen:
         return f"id {ann['id']!r:.40} occurs more than once; ids must be unique"
     seen.add(ann["id"])
@@ -346,8 +346,12 @@ def image_problem(image: dict[str, Any]) -> str | None:
 
 
 def has_mask(ann: Any) -> bool:
-    """Whether an annotation has a ``segmentation`` of any format, and not an empty one."""
-    return isinstance(ann, dict) and bool(ann.get("segmentation"))
+    """Whether an annotation has a ``segmentation`` of any format, and not an empty one.
+
+    Some tools write ``[[]]`` for none.
+    """
+    segmentation = ann.get("segmentation") if isinstance(ann, dict) else None
+    return bool(segmentation) and segmentation != [[]]
 
 
 def strip_masks(coco: dict[str, Any]) -> dict[str, Any]:

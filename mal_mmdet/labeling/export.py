@@ -18,9 +18,15 @@ from pycocotools import mask as mask_utils
 
 from mal_mmdet.progress import track
 
-from .coco_file import find_broken_images, find_problems, image_file, write_text
+from .coco_file import find_broken_images, find_problems, image_file, is_about_box, write_text
 from .images import leaves_folder
-from .polygons import join_parts, mask_problem, mask_to_polygons, segmentation_to_mask
+from .polygons import (
+    join_parts,
+    mask_problem,
+    mask_to_polygons,
+    segmentation_to_mask,
+    whole_polygons,
+)
 
 LONGEST_NAME = 200  # of a file, in bytes; most file systems take 255, and endings come to it
 Files = Iterator[tuple[str, str]]  # name relative to the output folder, content
@@ -124,12 +130,13 @@ EXPORTS: dict[str, Callable[[dict[str, Any]], Files]] = dict(
 """Writers of masks, by the name of their format."""
 
 
-def check_masks(coco: dict[str, Any], allow_outside: bool = False) -> None:
+def check_masks(coco: dict[str, Any], allow_outside: bool = False, boxes: bool = True) -> None:
     """Checks that all annotations but crowds have a box and a mask.
 
     Args:
         coco: COCO file, see :func:`read_coco`.
         allow_outside: See :func:`find_problems`.
+        boxes: See :func:`refuse_problems`.
 
     Raises:
         ValueError: A box, mask or image entry cannot be used.
@@ -137,7 +144,8 @@ def check_masks(coco: dict[str, Any], allow_outside: bool = False) -> None:
     for problem in find_broken_images(coco, allow_outside).values():
         raise ValueError(problem)
     for i, problem in find_problems(coco, allow_outside=allow_outside).items():
-        raise ValueError(f"annotations[{i}]: {problem}")
+        if boxes or not is_about_box(problem):
+            raise ValueError(f"annotations[{i}]: {problem}")
     images = {image["id"]: image for image in coco["images"]}
     for i, ann in enumerate(track(coco["annotations"], "checking masks", "masks")):
         problem = _mask_problem(ann.get("segmentation"), images[ann["image_id"]])
@@ -152,7 +160,7 @@ def check_exportable(coco: dict[str, Any]) -> None:
         ValueError: As :func:`check_masks`, a name cannot be written, an image lies outside its
             folder, or two images would share a file.
     """
-    check_masks(coco, allow_outside=True)
+    check_masks(coco, allow_outside=True, boxes=False)  # no format has both box and mask
     for name in (str(category["name"]) for category in coco["categories"]):
         if not _is_unicode(name):
             raise ValueError(f"the category {name!r:.60} is no text that a file can hold")
@@ -237,11 +245,6 @@ def _mask_problem(segmentation: Any, image: dict) -> str | None:
     if problem := mask_problem(segmentation, image):
         return problem
     if isinstance(segmentation, list):
-        for polygon in segmentation:
-            if len(polygon) < 6 or len(polygon) % 2:
-                return (
-                    f"expected polygons [x, y, …] of at least three points, found {polygon!r:.80}"
-                )
         return None
     counts = segmentation["counts"]
     area = sum(counts[1::2]) if isinstance(counts, list) else mask_utils.area(segmentation)
@@ -253,9 +256,9 @@ def _mask(ann: dict, image: dict) -> np.ndarray:
 
 
 def _polygons(ann: dict, image: dict) -> list[list[float]]:
-    """Polygons as they stand in the file, or the outlines of an RLE."""
+    """Polygons as they stand in the file, less those of two points, or the outlines of an RLE."""
     if isinstance(ann["segmentation"], list):
-        return ann["segmentation"]
+        return whole_polygons(ann["segmentation"])
     return mask_to_polygons(_mask(ann, image))
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from .images import image_size, leaves_folder
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 LARGEST = 1e15  # of whatever unit; its square is still a number
+ROUNDING = 1e-3  # of fractions
 CSV_COLUMNS = ("file_name", "x0", "y0", "x1", "y1", "label")
 
 
@@ -126,7 +128,7 @@ def read_yolo(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Ite
                     f"found {label!r:.40}"
                 )
             values = _numbers(texts, where)
-            if not all(0 <= v <= 1 for v in values):
+            if not all(-ROUNDING <= v <= 1 + ROUNDING for v in values):
                 raise ValueError(f"{where}: expected fractions from 0 to 1, found {line!r:.80}")
             if len(values) == 4:
                 x, y, w, h = values
@@ -219,7 +221,7 @@ def read_csv(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Iter
                         f"{where}: expected {len(reader.fieldnames)} values, found "
                         f"{[v for v in row.values() if v is not None]!r:.80}"
                     )
-                name = row["file_name"]
+                name = row["file_name"] and posixpath.normpath(row["file_name"])
                 size = None
                 if row.get("width") and row.get("height"):
                     width, height = _numbers([row["width"], row["height"]], where)
@@ -231,9 +233,10 @@ def read_csv(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Iter
                         f"{image.where}, found {size}"
                     )
                 corners = tuple(_numbers([row[c] for c in CSV_COLUMNS[1:5]], where))
-                if not row["label"].strip():
+                label = row["label"].strip()
+                if not label:
                     raise ValueError(f"{where}: expected the name of a class as label")
-                image.boxes.append(Box(row["label"], corners, where))
+                image.boxes.append(Box(label, corners, where))
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{source}, line {reader.line_num}: {error}") from None
     yield from images.values()

@@ -46,10 +46,10 @@ def mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
             numbers = isinstance(polygon, list) and all(map(is_finite, polygon))
             if not numbers or not all(-reach < v < reach for v in polygon):
                 return f"expected polygons [x, y, …] in and around the image, found {polygon!r:.80}"
-        length = sum(map(_length, _whole_polygons(segmentation)))
+        length = sum(map(_length, whole_polygons(segmentation)))
         if length > LONGEST:
             return f"its outlines are {length:.0f} pixels long, more than {LONGEST:.0f}"
-        if not _whole_polygons(segmentation):
+        if not whole_polygons(segmentation):
             return f"expected polygons of at least three points, found {segmentation!r:.80}"
         return None
     if not isinstance(segmentation, dict) or not segmentation.keys() >= {"size", "counts"}:
@@ -78,8 +78,8 @@ def mask_bbox(segmentation: list | dict, image: dict[str, Any]) -> list[float]:
     return mask_utils.toBbox(to_rle(segmentation, image["height"], image["width"])).tolist()
 
 
-def _whole_polygons(polygons: list[list[float]]) -> list[list[float]]:
-    """Those of three points or more; loaders skip the others."""
+def whole_polygons(polygons: list[list[float]]) -> list[list[float]]:
+    """Those polygons of COCO's format that have three points or more; loaders skip the others."""
     return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 
@@ -142,7 +142,7 @@ def to_rle(segmentation: list | dict, height: int, width: int) -> dict:
         width: Likewise.
     """
     if isinstance(segmentation, list):
-        polygons = _whole_polygons(segmentation)
+        polygons = whole_polygons(segmentation)
         return mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))
     if isinstance(segmentation["counts"], list):
         return mask_utils.frPyObjects(segmentation, height, width)

@@ -114,15 +114,16 @@ def merge_masks(vis: dict[str, Any], labels: dict[str, Any]) -> tuple[dict[str, 
     """Puts the masks of single frames back into the tracks.
 
     Every track keeps what it has, and gains in each frame ``segmentations`` (compressed RLE) and
-    ``areas`` (px²), null where it has no box. A box that was not labeled becomes null too, since
-    stock loaders refuse a box without a mask. A crowd that has masks keeps them.
+    ``areas`` (px²), null where it has no box. A box without a mask to learn from becomes null too,
+    since stock loaders refuse one: what was not labeled, or was dropped or marked as crowd for its
+    low quality. A crowd that has masks keeps them.
 
     Args:
         vis: The file that :func:`split_frames` was given. Left alone.
         labels: The label file made from its result.
 
     Returns:
-        The file with masks, and the number of boxes that were not labeled.
+        The file with masks, and the number of boxes that became null.
 
     Raises:
         ValueError: The labels belong to another file, or are no labels.
@@ -155,16 +156,19 @@ def merge_masks(vis: dict[str, Any], labels: dict[str, Any]) -> tuple[dict[str, 
         track["id"]: {**track, **{key: [None] * len(track["bboxes"]) for key in PER_FRAME}}
         for track in vis["annotations"]
     }
+    missing = 0
     for box_id, track, frame in _boxes(vis):
-        if box_id in found:
-            rle = found[box_id]["segmentation"]
-            values = boxes[box_id], rle, int(mask_utils.area(rle))
-            for key, value in zip(PER_FRAME, values):
-                tracks[track["id"]][key][frame] = value
+        ann = found.get(box_id)
+        if ann is None or (ann.get("iscrowd") and not track.get("iscrowd")):
+            missing += 1
+            continue
+        values = boxes[box_id], ann["segmentation"], int(mask_utils.area(ann["segmentation"]))
+        for key, value in zip(PER_FRAME, values):
+            tracks[track["id"]][key][frame] = value
     for track in vis["annotations"]:
         if track.get("iscrowd") and track.get("segmentations"):
             tracks[track["id"]] = track
-    return {**vis, "annotations": list(tracks.values())}, len(boxes.keys() - found.keys())
+    return {**vis, "annotations": list(tracks.values())}, missing
 
 
 def _boxes(vis: dict[str, Any]) -> Iterator[tuple[int, dict, int]]:

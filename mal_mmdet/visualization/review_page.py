@@ -37,7 +37,7 @@ ASSETS = Path(__file__).parent / "review"
 SPRITES, DATA = "sprites", "data.js"
 GRID = 8  # thumbnails along each side of a sprite sheet
 MARGIN = 0.4  # of what a thumbnail shows around its box, as a share of the box's longer side
-OUTSIDE = 24.0  # grey value of what lies outside the image
+OUTSIDE = 24  # grey value of what lies outside the image
 LARGEST_ID = 2**53 - 1  # of the whole numbers that JavaScript can tell apart
 
 
@@ -144,11 +144,8 @@ def draw_thumbnail(image: np.ndarray, bbox: list[float], mask: np.ndarray, size:
     x, y, w, h = bbox
     corners = np.array([x, y, x + w, y + h])
     window = expand_bbox(corners, (1 + MARGIN) * max(w, h) / np.array([w, h, w, h]) - 1)
-    inclusive = window - (0, 0, 1, 1)
-    thumb = mmcv.imcrop(image, inclusive, pad_fill=OUTSIDE)
-    thumb = mmcv.imresize(thumb, (size, size), interpolation="bicubic", backend="pillow")
-    cut = mmcv.imcrop(mask, inclusive, pad_fill=0) * np.uint8(255)
-    cut = mmcv.imresize(cut, (size, size), interpolation="bilinear", backend="pillow")
+    thumb = _resized(image, window, size, "bicubic", OUTSIDE)
+    cut = _resized(mask * np.uint8(255), window, size, "bilinear", 0)
     x0, y0, x1, y1 = bbox_to_crop(corners, window, size).round().astype(int).tolist()
     cv2.rectangle(thumb, (x0, y0), (x1 - 1, y1 - 1), GREEN[::-1])
     contours, _ = cv2.findContours(
@@ -158,6 +155,22 @@ def draw_thumbnail(image: np.ndarray, bbox: list[float], mask: np.ndarray, size:
     shade = cv2.drawContours(thumb.copy(), contours, -1, (0, 0, 0), 3, cv2.LINE_AA)
     thumb = cv2.addWeighted(shade, 0.5, thumb, 0.5, 0)
     return cv2.drawContours(thumb, contours, -1, ORANGE[::-1], 1, cv2.LINE_AA)
+
+
+def _resized(
+    image: np.ndarray, window: np.ndarray, size: int, interpolation: str, outside: int
+) -> np.ndarray:
+    """A window of an image, resized to S × S. Of a long box most of it may lie outside."""
+    height, width = image.shape[:2]
+    inside = window.clip(0, [width, height, width, height])
+    left, top, right, bottom = bbox_to_crop(inside, window, size).round().astype(int).tolist()
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    piece = mmcv.imcrop(image, inside - (0, 0, 1, 1))
+    thumb = np.full((size, size, *image.shape[2:]), outside, np.uint8)
+    thumb[top:bottom, left:right] = mmcv.imresize(
+        piece, (right - left, bottom - top), interpolation=interpolation, backend="pillow"
+    )
+    return thumb
 
 
 def _write_sprites(
@@ -249,6 +262,8 @@ def _rounded(value: float | None) -> float | None:
 def _check_target(out_dir: Path, overwrite: bool) -> None:
     """Whether the folder may be written; what was not made here is never removed."""
     if not out_dir.exists():
+        return
+    if out_dir.is_dir() and not any(out_dir.iterdir()):
         return
     names = {path.name for path in out_dir.iterdir()} if out_dir.is_dir() else set()
     own = {path.name for path in ASSETS.iterdir()} | {SPRITES, DATA}

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import numpy as np
 import pytest
+from mmdet.structures.mask import PolygonMasks
 from pycocotools import mask as mask_utils
 
 from mal_mmdet.evaluation import evaluate_label_files
 from mal_mmdet.labeling import read_coco, write_json
 from mal_mmdet.labeling.baselines import (
     BASELINES,
+    fill_boxes,
     grabcut,
     inscribed_ellipse,
     label_with_baseline,
@@ -36,6 +38,7 @@ def test_label_files(demo, tmp_path, method):
     boxes = read_coco(demo / "boxes_val.json")
     crowd = {**boxes["annotations"][0], "id": 99, "iscrowd": 1, "bbox": [-5.0, 4.0, 25.0, 10.0]}
     boxes["annotations"].append(crowd)
+    del boxes["annotations"][0]["iscrowd"]
     write_json(tmp_path / "boxes.json", boxes)
     out = tmp_path / "labels.json"
     label_with_baseline(method, tmp_path / "boxes.json", demo / "val", out)
@@ -45,10 +48,24 @@ def test_label_files(demo, tmp_path, method):
     assert mask_utils.toBbox(crowd_mask).tolist() == [0, 4, 20, 10]
     for before, after in zip(boxes["annotations"][:-1], labels["annotations"], strict=True):
         assert before["bbox"] == after["bbox"] and before["id"] == after["id"]
-        assert mask_utils.area(after["segmentation"]) == after["area"] > 0
+        assert mask_utils.area(after["segmentation"]) == after["area"] > 0 == after["iscrowd"]
         if method == "box":
             assert mask_utils.toBbox(after["segmentation"]).tolist() == after["bbox"]
     assert 0.2 < evaluate_label_files(out, demo / "instances_val.json")["miou"] < 0.95
+
+
+def test_filled_boxes_are_scaled_by_detectors(tmp_path):
+    """mmdet scales polygons in place, which must not cut off fractions."""
+    entry = dict(id=1, file_name="x.jpg", width=90, height=70)
+    ann = dict(id=1, image_id=1, category_id=1, bbox=[5, 6, 30, 20])
+    coco = dict(images=[entry], annotations=[ann], categories=[dict(id=1, name="a")])
+    write_json(tmp_path / "boxes.json", coco)
+    fill_boxes(tmp_path / "boxes.json", tmp_path / "filled.json")
+    [found] = read_coco(tmp_path / "filled.json")["annotations"]
+    masks = PolygonMasks([[np.array(p) for p in found["segmentation"]]], 70, 90)
+    [[polygon]] = masks.resize((91, 117)).masks
+    np.testing.assert_allclose(polygon, np.multiply([5, 6, 35, 6, 35, 26, 5, 26], 1.3))
+    assert found["iscrowd"] == 0 and found["area"] == 600
 
 
 def test_bad_input_is_named(demo, tmp_path):

@@ -198,6 +198,20 @@ def test_what_is_there_is_not_replaced(tmp_path, format_name, theirs):
     assert file.read_text() != "theirs"
 
 
+@pytest.mark.parametrize("format_name", ["yolo", "labelme", "cvat"])
+def test_boxes_and_short_polygons_are_not_needed(tmp_path, format_name):
+    plain, other = labels(), labels()
+    for coco in (plain, other):
+        coco["annotations"][0]["segmentation"] = [[10.0, 10, 30, 10, 30, 30]]
+    other["annotations"][0].update(bbox=[10, 10, 20, 0], segmentation=[[1, 2, 3, 4]])
+    other["annotations"][0]["segmentation"] += plain["annotations"][0]["segmentation"]
+    texts = []
+    for i, coco in enumerate((plain, other)):
+        export_labels(format_name, coco, tmp_path / str(i))
+        texts.append({p.name: p.read_text() for p in (tmp_path / str(i)).rglob("*.*")})
+    assert texts[0] == texts[1]
+
+
 def test_a_category_may_be_a_number(tmp_path):
     coco = labels()
     coco["categories"][0]["name"] = 5

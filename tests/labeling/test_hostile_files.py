@@ -249,7 +249,7 @@ def reported(labeler, **options) -> list[str]:
     [
         (dict(bbox=[1, 2, 10**400, 3]), "NaN or infinity, or a number as good as that"),
         (dict(bbox=[1, 2, 3, 4], image_id=True), "its 'image_id' is True"),
-        (dict(id=10**30), "expected a number of 64 bits or a text"),
+        (dict(id=10**30), "expected a whole number of 64 bits or a text"),
         (dict(iscrowd=1, segmentation="mask"), "expected a mask, polygons or RLE"),
         (dict(iscrowd=1, segmentation=[[1, 2, "3", 4, 5, 6]]), "expected polygons"),
         (dict(iscrowd=1, segmentation=[[0, 0, 1e9, 0, 0, 1e9]]), "expected polygons"),

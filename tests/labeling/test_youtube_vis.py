@@ -109,6 +109,16 @@ def test_merge_leaves_out_what_was_not_labeled(vis):
     assert track["segmentations"][0] and vis["annotations"][0]["bboxes"][2]
 
 
+def test_masks_of_low_quality_are_not_learned_from(vis):
+    """As ``--low-quality ignore`` marks them."""
+    labels = labels_for(split_frames(vis))
+    next(a for a in labels["annotations"] if a["id"] == 3)["iscrowd"] = 1
+    merged, missing = merge_masks(vis, labels)
+    track = merged["annotations"][0]
+    assert missing == 1 and track["segmentations"][0]
+    assert track["bboxes"][2] is track["segmentations"][2] is track["areas"][2] is None
+
+
 def test_a_crowd_keeps_its_masks(vis):
     old = [encode_mask(half([0, 0, 9, 9])), None, encode_mask(half([0, 0, 8, 8]))]
     vis["annotations"][0].update(iscrowd=1, segmentations=old, areas=[36, None, 32])

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -119,6 +120,17 @@ def test_a_thumbnail_shows_image_box_and_outline():
     assert {rows.min(), columns.min()} == {36, 46} and {rows.max(), columns.max()} == {55, 65}
     inside = thumb[42:50, 52:60]
     assert (inside == 200).all()
+
+
+def test_a_thumbnail_of_a_long_box_takes_no_more_memory_than_its_image():
+    image = np.full((60, 16000, 3), 200, dtype=np.uint8)
+    tracemalloc.start()
+    thumb = draw_thumbnail(image, [0, 10, 16000, 40], np.ones((60, 16000), np.uint8), 64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * image.nbytes
+    assert (thumb[:20] == review_page.OUTSIDE).all() and (thumb[45:] == review_page.OUTSIDE).all()
+    assert (thumb[32] != review_page.OUTSIDE).any(1).sum() > 40
 
 
 def test_iou_beside_quality(files, tmp_path):

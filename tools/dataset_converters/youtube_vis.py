@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """YouTube-VIS: splits boxes into single frames for labeling, and merges the masks back.
 
-Exit code: 0 when every box got a mask, 3 when some had none and were left out.
+Exit code: 0 when every box got a mask, 3 when some were left out.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def main() -> int:
     write_json(args.out, merged)
     print(f"labels: {args.out}")
     if missing:
-        print(f"{missing} boxes have no mask and were left out, see the report of {args.labels}")
+        print(
+            f"{missing} boxes were left out: the report of {args.labels} says why they have no "
+            "mask, if it is not for the low quality of their masks"
+        )
         return SOME_FAILED
     return 0
 
