@@ -14,7 +14,11 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
+from mal_mmdet.apis import generate_labels
 from mal_mmdet.datasets.demo_dataset import SIZE
+from mal_mmdet.evaluation import evaluate_label_files
+from mal_mmdet.labeling import paste_mask
+from mal_mmdet.models import MaskAutoLabeler
 from tests.conftest import ROOT, forget_runners, tiny_config
 
 
@@ -64,6 +68,25 @@ def test_images_that_cannot_be_read_are_not_drawn(demo, tmp_path, tool, capsys):
         r"WARNING - 2 of 4 images could not be used; their boxes count as missed",
     ):
         assert re.search(reason, text), reason
+
+
+@pytest.mark.parametrize("how", [(), ("--show-dir", "drawn"), ("--out", "out.pkl")])
+def test_masks_fill_images_only_where_they_are_needed(
+    demo, tmp_path, tool, monkeypatch, capsys, how
+):
+    cfg = tiny_config(demo, tmp_path / "work", log_level="INFO")
+    files = save_untrained(cfg, tmp_path)
+    labels, boxes = tmp_path / "labels.json", demo / "boxes_val.json"
+    generate_labels(cfg, files[1], boxes, demo / "val", labels)
+    expected = evaluate_label_files(labels, demo / "instances_val.json")["miou"]
+    pasted = []
+    module = sys.modules[MaskAutoLabeler.__module__]
+    monkeypatch.setattr(module, "paste_mask", lambda *a, **k: pasted.append(paste_mask(*a, **k)))
+    monkeypatch.chdir(tmp_path)
+    tool(*files, *how)
+    assert bool(pasted) == bool(how)
+    found = re.findall(r"mask/miou: ([\d.]+)", capsys.readouterr().out)
+    assert float(found[-1]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_validation_goes_on_without_images_that_cannot_be_read(demo, tmp_path, capsys):

@@ -16,6 +16,7 @@ from mal_mmdet.apis import (
     load_weights,
     readable_errors,
     use_detections,
+    use_windows,
 )
 from mal_mmdet.checkpoints import trusting_checkpoints
 from mal_mmdet.engine import ProgressHook
@@ -51,6 +52,8 @@ def main() -> None:
         use_detections(cfg, args.boxes)
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
+    if not args.out:
+        use_windows(cfg)
     if args.tta:
         if "tta_model" not in cfg or "tta_pipeline" not in cfg:
             raise SystemExit(

@@ -21,6 +21,7 @@ from .launch import (
     use_detections,
     use_one_crop,
     use_safe_checkpoints,
+    use_windows,
 )
 from .retention import Row, measure_retention
 
@@ -50,4 +51,5 @@ __all__ = [
     "use_labels",
     "use_one_crop",
     "use_safe_checkpoints",
+    "use_windows",
 ]

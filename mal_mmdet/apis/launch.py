@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.registry import HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
+from mmdet.registry import HOOKS, METRICS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
@@ -39,6 +39,7 @@ from torch import nn
 
 from mal_mmdet.datasets.transforms import ExpandBBox
 from mal_mmdet.engine import INTERRUPTED
+from mal_mmdet.evaluation import MaskIoUMetric
 from mal_mmdet.models import MaskAutoLabeler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -438,6 +439,18 @@ def use_boxes(cfg: Config, ann_file: str | Path, img_dir: str | Path) -> None:
         ann_file=str(ann_file),
         data_prefix=dict(img=str(img_dir)),
     )
+
+
+def use_windows(cfg: Config) -> None:
+    """Lets a config of phase 1 that only measures masks paste none into its image, in place.
+
+    Hundreds of boxes in a large image would take gigabytes.
+    """
+    evaluator = cfg.get("test_evaluator")
+    measured = isinstance(evaluator, dict) and class_of(evaluator, METRICS) is MaskIoUMetric
+    drawn = (cfg.get("default_hooks", {}).get("visualization") or {}).get("draw")
+    if measured and not drawn and class_of(cfg.model, MODELS) is MaskAutoLabeler:
+        cfg.model.paste_masks = False
 
 
 def use_one_crop(cfg: Config) -> None:

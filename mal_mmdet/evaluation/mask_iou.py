@@ -16,12 +16,14 @@ from torchvision.ops import box_convert
 
 from mal_mmdet.labeling import (
     encode_mask,
+    encode_window,
     find_problems,
     image_file,
     image_problem,
     is_about_box,
     is_bbox,
     mask_problem,
+    mask_windows,
     read_coco,
     refuse_problems,
     to_rle,
@@ -274,6 +276,8 @@ class MaskIoUMetric(BaseMetric):
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Encodes the masks of each image at once, so that only RLEs are held.
 
+        Where the model has not pasted them (``paste_masks``), each is pasted in its box alone.
+
         Raises:
             ValueError: Predictions hold no annotation ids.
         """
@@ -281,7 +285,11 @@ class MaskIoUMetric(BaseMetric):
             pred = sample["pred_instances"]
             if "ann_ids" not in pred:
                 raise ValueError("MaskIoUMetric needs annotation ids: use CocoBoxDataset")
-            rles = [encode_mask(mask) for mask in pred["masks"].cpu().numpy()]
+            if "masks" in pred:
+                rles = [encode_mask(mask) for mask in pred["masks"].cpu().numpy()]
+            else:
+                shape = sample["ori_shape"]
+                rles = [w and encode_window(w, shape) for w in mask_windows(pred, shape)]
             self.results.append(dict(zip(pred["ann_ids"], rles)))
 
     def compute_metrics(self, results: list[dict]) -> dict[str, float]:
