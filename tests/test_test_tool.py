@@ -71,9 +71,7 @@ def test_images_that_cannot_be_read_are_not_drawn(demo, tmp_path, tool, capsys):
 
 
 @pytest.mark.parametrize("how", [(), ("--show-dir", "drawn"), ("--out", "out.pkl")])
-def test_masks_fill_images_only_where_they_are_needed(
-    demo, tmp_path, tool, monkeypatch, capsys, how
-):
+def test_masks_fill_images_only_where_needed(demo, tmp_path, tool, monkeypatch, capsys, how):
     cfg = tiny_config(demo, tmp_path / "work", log_level="INFO")
     files = save_untrained(cfg, tmp_path)
     labels, boxes = tmp_path / "labels.json", demo / "boxes_val.json"
@@ -81,7 +79,12 @@ def test_masks_fill_images_only_where_they_are_needed(
     expected = evaluate_label_files(labels, demo / "instances_val.json")["miou"]
     pasted = []
     module = sys.modules[MaskAutoLabeler.__module__]
-    monkeypatch.setattr(module, "paste_mask", lambda *a, **k: pasted.append(paste_mask(*a, **k)))
+
+    def note(*args, **kwargs):
+        pasted.append(paste_mask(*args, **kwargs))
+        return pasted[-1]
+
+    monkeypatch.setattr(module, "paste_mask", note)
     monkeypatch.chdir(tmp_path)
     tool(*files, *how)
     assert bool(pasted) == bool(how)

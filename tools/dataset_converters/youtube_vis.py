@@ -51,8 +51,8 @@ def main() -> int:
     print(f"labels: {args.out}")
     if missing:
         print(
-            f"{missing} boxes were left out: the report of {args.labels} says why they have no "
-            "mask, if it is not for the low quality of their masks"
+            f"{missing} boxes have no mask and were left out, see the report of {args.labels}, or "
+            "had one of low quality"
         )
         return SOME_FAILED
     return 0
