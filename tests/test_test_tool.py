@@ -88,6 +88,7 @@ def test_masks_fill_images_only_where_needed(demo, tmp_path, tool, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     tool(*files, *how)
     assert bool(pasted) == bool(how)
+    assert "paste_masks" not in (tmp_path / "work/config.py").read_text()
     found = re.findall(r"mask/miou: ([\d.]+)", capsys.readouterr().out)
     assert float(found[-1]) == pytest.approx(expected, abs=1e-4)
 

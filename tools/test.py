@@ -52,8 +52,6 @@ def main() -> None:
         use_detections(cfg, args.boxes)
     if args.show or args.show_dir:
         cfg = trigger_visualization_hook(cfg, args)
-    if not args.out:
-        use_windows(cfg)
     if args.tta:
         if "tta_model" not in cfg or "tta_pipeline" not in cfg:
             raise SystemExit(
@@ -69,6 +67,7 @@ def main() -> None:
         load_weights(runner, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+    use_windows(runner)
     runner.register_hook(ProgressHook())
     runner.test()
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.registry import HOOKS, METRICS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
+from mmdet.registry import HOOKS, MODELS, OPTIM_WRAPPERS, TRANSFORMS
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
@@ -441,16 +441,19 @@ def use_boxes(cfg: Config, ann_file: str | Path, img_dir: str | Path) -> None:
     )
 
 
-def use_windows(cfg: Config) -> None:
-    """Lets a config of phase 1 that only measures masks paste none into its image, in place.
+def use_windows(runner: Runner) -> None:
+    """Lets a test that only measures MAL's masks paste none into a whole image.
 
     Hundreds of boxes in a large image would take gigabytes.
+
+    Args:
+        runner: Before its test. Its config, which it has written, stays as it is.
     """
-    evaluator = cfg.get("test_evaluator")
-    measured = isinstance(evaluator, dict) and class_of(evaluator, METRICS) is MaskIoUMetric
-    drawn = (cfg.get("default_hooks", {}).get("visualization") or {}).get("draw")
-    if measured and not drawn and class_of(cfg.model, MODELS) is MaskAutoLabeler:
-        cfg.model.paste_masks = False
+    model = unwrapped(runner.model)
+    measured = all(isinstance(metric, MaskIoUMetric) for metric in runner.test_evaluator.metrics)
+    drawn = any(getattr(hook, "draw", False) for hook in runner.hooks)
+    if isinstance(model, MaskAutoLabeler) and measured and not drawn:
+        model.paste_masks = False
 
 
 def use_one_crop(cfg: Config) -> None:
