@@ -64,7 +64,7 @@ def main() -> None:
         runner = Runner.from_cfg(cfg)
         if not len(runner.test_dataloader.dataset):
             raise SystemExit("there is nothing to test: no image has a usable box")
-        load_weights(runner, args.checkpoint)
+        load_weights(runner.model, args.checkpoint)
     if args.out:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     use_windows(runner)

@@ -11,7 +11,6 @@ from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from PIL import Image
 
 from mal_mmdet.datasets import BoxCropDataset
@@ -19,7 +18,7 @@ from mal_mmdet.progress import track
 from mal_mmdet.visualization import arrange, attention_maps, crop_to_image, draw_attention
 from mal_mmdet.visualization.attention_maps import attention_modules, check_layers
 
-from .launch import use_boxes, use_one_crop
+from .launch import load_weights, use_boxes, use_one_crop
 
 ATTENTION_SOURCES = ("student", "teacher")
 
@@ -56,9 +55,9 @@ def draw_attention_maps(
         The pictures' paths.
 
     Raises:
-        ValueError: Unknown source, ids or layers, no number of boxes, or an encoder without
-            attention maps.
-        RuntimeError: The checkpoint does not fit the model, or an image cannot be read.
+        ValueError: Unknown source, ids or layers, no number of boxes, an encoder without attention
+            maps, or a checkpoint of another network.
+        RuntimeError: An image cannot be read.
     """
     if source not in ATTENTION_SOURCES:
         raise ValueError(f"source is {source!r}, but must be one of {ATTENTION_SOURCES}")
@@ -67,7 +66,7 @@ def draw_attention_maps(
     cfg = copy.deepcopy(cfg)
     init_default_scope(cfg.get("default_scope", "mmdet"))
     model = MODELS.build(cfg.model)
-    load_checkpoint(model, str(checkpoint), map_location="cpu", strict=True)
+    load_weights(model, checkpoint)
     encoder = getattr(model, source).backbone
     layers = check_layers(layers, len(attention_modules(encoder)))
     model.to(get_device()).eval()

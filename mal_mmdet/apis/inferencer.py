@@ -300,7 +300,7 @@ class MALInferencer(BaseInferencer):
             pred = _with_arrays(pred)
             if classes:
                 labels = pred.pred_instances.labels.tolist()
-                pred.pred_instances.label_names = [classes[label] for label in labels]
+                pred.pred_instances.label_names = [str(classes[label]) for label in labels]
             options = dict(draw_gt=False, show=show, wait_time=wait_time, pred_score_thr=-1)
             self.visualizer.add_datasample(name, pixels, pred, **options)
             pictures.append(self.visualizer.get_image())

@@ -167,7 +167,7 @@ def generate_labels(
     cfg.get("default_hooks", {}).pop("visualization", None)  # no masks of whole images to draw
     cfg.custom_hooks = [dict(type="LabelProgressHook"), dict(type="LabelStopHook")]
     runner = Runner.from_cfg(cfg)
-    load_weights(runner, checkpoint)
+    load_weights(runner.model, checkpoint)
     unwrapped(runner.model).cast_networks()
     return runner.test().get("labels/failed", 0)
 

@@ -252,20 +252,23 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-def load_weights(runner: Runner, checkpoint: str | Path | None) -> None:
+def load_weights(model: nn.Module, checkpoint: str | Path | None) -> None:
     """Loads a checkpoint for testing; one of phase 1 has to fit to the last tensor.
 
     Args:
-        runner: Before its test.
+        model: Possibly in the wrapper of a distributed run.
         checkpoint: Without one the model is initialised as training would start.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: The checkpoint is another network's.
     """
-    model = unwrapped(runner.model)
+    model = unwrapped(model)
     if checkpoint is None:
         model.init_weights()
         return
+    if "://" not in str(checkpoint) and not Path(checkpoint).exists():
+        raise FileNotFoundError(f"there is no checkpoint {checkpoint}")
     strict = isinstance(model, MaskAutoLabeler)
     try:
         # Not by the runner, whose hooks, such as EMAHook, are not ready for it before its test.

@@ -52,6 +52,7 @@ def test_of_several_crops_the_first_is_drawn(task, tmp_path):
         (dict(ids=[1, 777]), r"annotations \[777\] are not among the \d+ usable boxes of .*val"),
         (dict(layers=[1, 4]), r"layers \[4\] do not exist: the encoder has layers 1 to 3"),
         (dict(source="both"), r"source is 'both', but must be one of"),
+        (dict(number=0), "number is 0, but must be at least 1"),
     ],
 )
 def test_bad_choices(task, tmp_path, options, words):
@@ -62,5 +63,8 @@ def test_bad_choices(task, tmp_path, options, words):
 
 def test_a_checkpoint_of_another_network(task, tmp_path):
     task[0].model.network.backbone.arch.num_layers = 2
-    with pytest.raises(RuntimeError, match=r"layers\.2"):
+    words = r"is not a checkpoint of the config's network \(model.network\)(.|\n)*layers\.2"
+    with pytest.raises(ValueError, match=words):
         draw_attention_maps(*task, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*nope"):
+        draw_attention_maps(task[0], tmp_path / "nope.pth", *task[2:], tmp_path / "out")

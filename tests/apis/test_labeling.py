@@ -492,7 +492,7 @@ def test_crops_of_any_image_give_the_masks_that_predict_gives(job, undisturbed):
     cfg.test_dataloader.dataset.dataset.update(ann_file=str(boxes), data_root="")
     cfg.test_dataloader.dataset.dataset.data_prefix = dict(img=str(images))
     runner = Runner.from_cfg(cfg)
-    load_weights(runner, checkpoint)
+    load_weights(runner.model, checkpoint)
     labels = json.loads(undisturbed)["annotations"]
     differ = number = 0
     for batch in runner.test_dataloader:

@@ -139,7 +139,7 @@ def build(args: argparse.Namespace, folder: Path, boxes: Path) -> tuple[Runner, 
     cfg.custom_hooks = []
     runner = Runner.from_cfg(cfg)
     if args.checkpoint:
-        load_weights(runner, args.checkpoint)
+        load_weights(runner.model, args.checkpoint)
     runner.model.eval()
     return runner, out
 
