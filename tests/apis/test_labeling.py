@@ -388,6 +388,7 @@ def test_only_missing_keeps_human_masks(job, demo, undisturbed, tmp_path):
             ann["segmentation"] = human["annotations"][i]["segmentation"]
             kept[ann["id"]] = ann["segmentation"]
     coco["annotations"][0]["source"] = "mal"  # of an earlier labeling: it stays so
+    coco["annotations"][1]["segmentation"] = [[]]  # as some tools say that there is none
     coco["annotations"][3]["bbox"][2] = 0  # unusable for labeling, but it has its mask
     del coco["annotations"][6]["bbox"]
     coco["annotations"][0]["area"] = 0  # with which loaders would leave the object out
