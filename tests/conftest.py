@@ -124,7 +124,6 @@ def tiny_config(demo: Path, work_dir: Path, **options) -> Config:
             "test_dataloader.dataset.dataset.data_root": str(demo),
             "test_evaluator.ann_file": str(demo / "instances_val.json"),
             "train_cfg.max_epochs": 2,
-            "custom_hooks": [],
             "log_level": "WARNING",
             **options,
         }

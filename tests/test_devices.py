@@ -127,7 +127,7 @@ def test_a_training_and_its_labels(demo, tmp_path):
     boxes, weights, labels = demo / "boxes_val.json", [], []
     for name, where in (("here", contextlib.nullcontext("cpu")), ("there", other_device())):
         options = {"train_cfg.max_epochs": 1, "randomness": dict(seed=0)}
-        options["default_hooks.mask_visualization.interval"] = 1  # pictures of masks
+        options["custom_hooks.0.interval"] = 1  # pictures of masks
         options["optim_wrapper.optimizer.fused"] = False  # PyTorch knows who has it by name
         cfg = tiny_config(demo, tmp_path / name, **options)
         with where as device, mock.patch("mmengine.runner.runner.get_device", str(device).format):

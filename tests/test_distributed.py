@@ -31,7 +31,7 @@ def config(demo, work_dir, batch_size, max_iters=2):
             "model.crf_loss.warmup_iters": 0,
             "train_dataloader.batch_size": batch_size,
             "default_hooks.checkpoint.by_epoch": False,
-            "default_hooks.mask_visualization.interval": 1,  # pictures
+            "custom_hooks.0.interval": 1,  # pictures
         },
     )
     cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters)

@@ -367,6 +367,9 @@ def test_checkpoints_of_other_names_are_found(tmp_path):
     assert latest_checkpoint(tmp_path) == tmp_path / "mal_2.pth"
     (tmp_path / "last_checkpoint").write_text("/moved/from/mal_2.pth")
     assert latest_checkpoint(tmp_path) == tmp_path / "mal_2.pth"
+    torch.save({}, tmp_path / "mal_3.pt")
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "mal_3.pt"))
+    assert latest_checkpoint(tmp_path) == tmp_path / "mal_3.pt"
     (tmp_path / "last_checkpoint").unlink()
     assert latest_checkpoint(tmp_path) is None
 

@@ -14,7 +14,7 @@ from tests.conftest import ROOT, tiny_config
 def test_scalars_and_pictures_by_option(demo, tmp_path, monkeypatch):
     """As ``configs/_base_/default_runtime.py`` says; the event file holds every step."""
     cfg = tiny_config(demo, tmp_path / "work", **{"train_cfg.max_epochs": 1})
-    cfg.default_hooks.mask_visualization.update(interval=2, num_samples=3, size=48)
+    cfg.custom_hooks[0].update(interval=2, num_samples=3, size=48)
     cfg.dump(tmp_path / "config.py")
     options = ["visualizer.vis_backends.0.type=TensorboardVisBackend"]
     options += ["default_hooks.logger.interval=1"]

@@ -8,11 +8,12 @@ randomness = dict(seed=0)
 # tensorboard) a config adds: visualizer = dict(
 #     vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])
 # or, in place of the files: --cfg-options visualizer.vis_backends.0.type=TensorboardVisBackend
-# The first three are here since a config's own custom_hooks would take the place of such a list.
+custom_hooks = [
+    dict(type='MaskVisualizationHook', interval=1000, num_samples=8)
+]
 default_hooks = dict(
+    # Not in custom_hooks, since a config that sets its own would lose them.
     mean_teacher=dict(type='MultiTensorMeanTeacherHook', momentum=0.004),
-    mask_visualization=dict(
-        type='MaskVisualizationHook', interval=1000, num_samples=8),
     loss_check=dict(type='LossCheckHook'),
     checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
     # Every box has a mask; `tools/test.py --show-dir` draws them all, sure or not.

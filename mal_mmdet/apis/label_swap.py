@@ -517,13 +517,6 @@ def _validate_on(
         )
     needs_masks, _ = _mask_loading(dict(train=cfg.train_dataloader))
     _check_annotations(labels, coco, needs_masks, learned=False)
-    if any(ann["id"] == 0 for ann in coco["annotations"]):
-        print_log(
-            f"{labels} has an annotation with the id 0, for which COCO's evaluators never find a "
-            "match: AP will be too low. Number annotations from 1",
-            logger="current",
-            level=logging.WARNING,
-        )
     if cfg.get("val_dataloader") is None or cfg.get("val_cfg") is None:
         raise ValueError(
             f"the config has no val_dataloader or no val_cfg, so {labels} cannot be used; leave "

@@ -33,9 +33,10 @@ from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
-from mmengine.registry import STRATEGIES, Registry
+from mmengine.registry import MODEL_WRAPPERS, STRATEGIES, Registry
 from mmengine.runner import Runner, load_checkpoint
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mal_mmdet.datasets.transforms import ExpandBBox
 from mal_mmdet.engine import INTERRUPTED
@@ -58,9 +59,11 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        raised = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raised = Path(last.filename).resolve()
         ours = any(raised.is_relative_to(ROOT / name) for name in ("mal_mmdet", "tools"))
-        if not ours or os.environ.get("MAL_MMDET_TRACEBACK"):
+        # Compiled code, such as PyTorch's, has no frames: its errors seem to be the caller's.
+        if not (ours and last.line.startswith("raise ")) or os.environ.get("MAL_MMDET_TRACEBACK"):
             raise
         raise SystemExit(f"{Path(sys.argv[0]).name}: {error}") from None
 
@@ -181,13 +184,14 @@ def set_launcher(cfg: Config, launcher: str, timeout: int | None = None) -> None
             options = dict(timeout=timedelta(seconds=timeout)) if timeout else {}
             torch.distributed.init_process_group("gloo", **options)
             atexit.register(leave_group)
-        # MMEngine's own, which it would not make for CPUs.
-        wrapper = dict(
-            type="MMDistributedDataParallel",
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get("find_unused_parameters", False),
+        # As MMEngine does, but without the number of a GPU.
+        own = cfg.get("model_wrapper_cfg") or dict(
+            broadcast_buffers=False, find_unused_parameters=cfg.get("find_unused_parameters", False)
         )
-        cfg.model_wrapper_cfg = wrapper | dict(cfg.get("model_wrapper_cfg") or {}, device_ids=None)
+        wrapper = ConfigDict(type="MMDistributedDataParallel") | own
+        if issubclass(class_of(wrapper, MODEL_WRAPPERS), DistributedDataParallel):
+            wrapper.device_ids = None
+        cfg.model_wrapper_cfg = wrapper
 
 
 def _take_rank_from_slurm(port: int | None) -> None:
@@ -326,7 +330,7 @@ def latest_checkpoint(work_dir: str | Path) -> Path | None:
     named = Path(text.strip()) if text.strip() else None
     if named and (named.exists() or (named.is_absolute() and named.parent.is_dir())):
         folders.insert(0, named.parent)
-    found = {path for folder in folders for path in folder.glob("*.pth")}
+    found = {path for folder in folders for path in folder.glob("*")}
     # What is named there is one to resume from, whatever the config's filename_tmpl.
     name = named and named.name
     found = sorted(

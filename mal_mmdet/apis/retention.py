@@ -23,6 +23,7 @@ from mmengine.logging import print_log
 from mal_mmdet.evaluation import coco_ap
 from mal_mmdet.labeling import (
     file_sha256,
+    has_mask,
     read_coco,
     refuse_input,
     refuse_problems,
@@ -114,7 +115,7 @@ def measure_retention(
     _check_images(rows)
     work_dir = Path(work_dir).resolve()
     truth, humans = work_dir / "val.json", _numbered_truth(val_labels)
-    refuse_input(truth, val_labels)
+    refuse_input(truth, val_labels, *(row.labels for row in rows))
     paths = dict(data_root=data_root, img_dir=img_dir, val_img_dir=val_img_dir)
     cfgs = []
     for row in rows:
@@ -292,14 +293,17 @@ def _check_images(rows: Sequence[Row]) -> None:
 def _numbered_truth(val_labels: str | Path) -> dict[str, Any]:
     """Human masks with what COCO's evaluators need of every annotation, drawn by people.
 
-    They take the id 0 for no annotation, and no texts: images and annotations count from 1.
+    They take the id 0 for no annotation, and no texts: all is numbered from 1.
     """
     coco = read_coco(val_labels)
     refuse_problems(coco, val_labels, allow_outside=True, boxes=False)
-    images = {image["id"]: i for i, image in enumerate(coco["images"], start=1)}
+    numbers = {
+        key: {entry["id"]: i for i, entry in enumerate(coco[key], start=1)}
+        for key in ("images", "categories")
+    }
     for i, ann in enumerate(coco["annotations"], start=1):
-        missing = [key for key in ("bbox", "area", "iscrowd") if ann.get(key) is None]
-        missing += [] if ann.get("segmentation") else ["segmentation"]
+        missing = [key for key in ("area", "iscrowd") if ann.get(key) is None]
+        missing += [] if has_mask(ann) else ["segmentation"]
         if missing:
             raise ValueError(
                 f"annotation {ann['id']} of {val_labels} has no {missing[0]!r}, which COCO's AP "
@@ -311,9 +315,12 @@ def _numbered_truth(val_labels: str | Path) -> dict[str, Any]:
                 "would agree with MAL's mistakes; expected a COCO file in which people have drawn "
                 "every mask"
             )
-        ann.update(id=i, image_id=images[ann["image_id"]])
-    for image in coco["images"]:
-        image["id"] = images[image["id"]]
+        ann["id"] = i
+        ann["image_id"] = numbers["images"][ann["image_id"]]
+        ann["category_id"] = numbers["categories"][ann["category_id"]]
+    for key in numbers:
+        for entry in coco[key]:
+            entry["id"] = numbers[key][entry["id"]]
     return coco
 
 

@@ -67,16 +67,19 @@ class CocoBoxDataset(BaseDetDataset):
                 names a class that the file does not have.
         """
         coco = open_coco(self.ann_file, self.detections)
-        names = [category["name"] for category in coco["categories"]]
-        classes = self._metainfo.setdefault("classes", tuple(names))
-        if unknown := [name for name in classes if name not in names]:
-            raise ValueError(
-                f"metainfo.classes names {unknown}, but the categories of {self.ann_file} are "
-                f"{names}"
-            )
-        labels = {
-            c["id"]: classes.index(c["name"]) for c in coco["categories"] if c["name"] in classes
-        }
+        categories = coco["categories"]
+        names = [category["name"] for category in categories]
+        if chosen := self._metainfo.get("classes"):
+            if unknown := [name for name in chosen if name not in names]:
+                raise ValueError(
+                    f"metainfo.classes names {unknown}, but the categories of {self.ann_file} are "
+                    f"{names}"
+                )
+            places = {name: i for i, name in enumerate(chosen)}
+            labels = {c["id"]: places[c["name"]] for c in categories if c["name"] in places}
+        else:
+            self._metainfo["classes"] = tuple(names)
+            labels = {category["id"]: i for i, category in enumerate(categories)}
         table = _BoxTable(coco["images"], self)
         problems = []
         total = len(coco["annotations"])

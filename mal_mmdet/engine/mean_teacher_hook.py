@@ -37,7 +37,7 @@ class MultiTensorMeanTeacherHook(MeanTeacherHook):
             Training begins with the teacher as a copy of the student.
 
     Raises:
-        ValueError: Another ``momentum``.
+        ValueError: Another ``momentum``; or, before training, a second such hook.
     """
 
     def __init__(self, momentum: float) -> None:
@@ -45,6 +45,14 @@ class MultiTensorMeanTeacherHook(MeanTeacherHook):
             raise ValueError(f"momentum is {momentum!r}, but must lie between 0 and 1")
         super().__init__(momentum)
         self._model: nn.Module | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        if sum(isinstance(hook, MeanTeacherHook) for hook in runner.hooks) > 1:
+            raise ValueError(
+                "two hooks move the teacher, one of them in default_hooks.mean_teacher: set that "
+                "one's momentum, and leave the other out of custom_hooks"
+            )
+        super().before_train(runner)
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         if optimizer_has_stepped(runner):

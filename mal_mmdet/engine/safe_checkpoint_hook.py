@@ -98,12 +98,6 @@ class SafeCheckpointHook(CheckpointHook):
         self._skipped = 0  # samples that this epoch's earlier part has seen, of all ranks
         self._deals_by_the_run = False
 
-    def before_run(self, runner: Runner) -> None:
-        # Nothing is loaded yet. A test has no loop that trains, but its config.
-        loader = getattr(runner._train_loop, "dataloader", None)
-        seed = getattr(getattr(loader, "sampler", None), "seed", None)
-        self._deals_by_the_run = seed is not None and seed == runner.seed
-
     def before_train(self, runner: Runner) -> None:
         # A checkpoint that is resumed from says which files this hook may remove. It is taken at
         # its word only for names that this hook makes, in its folder.
@@ -147,6 +141,10 @@ class SafeCheckpointHook(CheckpointHook):
             )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        # The run's seed gives way to the checkpoint's after this. A test has a loop's config alone.
+        loader = getattr(runner._train_loop, "dataloader", None)
+        seed = getattr(getattr(loader, "sampler", None), "seed", None)
+        self._deals_by_the_run = seed is not None and seed == runner.seed
         # Resumed with weights that do not fit, a training would begin anew in part, or end with
         # what the optimizer says of its groups. Sharded weights are loaded by other means.
         if not runner._resume or isinstance(runner, FlexibleRunner):

@@ -246,6 +246,9 @@ def check_pairs(pred: dict, truth: dict, pred_file: str | Path, truth_file: str 
 class MaskIoUMetric(BaseMetric):
     """Mean IoU of the masks that a runner's validation or test loop predicts for boxes.
 
+    Boxes that the data set leaves out, such as those of classes that were not chosen, count as IoU
+    0 and as ``num_missing``.
+
     Args:
         ann_file: COCO file with human masks for the same annotation ids.
         classwise: Whether to report each category.

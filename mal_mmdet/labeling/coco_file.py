@@ -351,7 +351,7 @@ def has_mask(ann: Any) -> bool:
     Some tools write ``[[]]`` for none.
     """
     segmentation = ann.get("segmentation") if isinstance(ann, dict) else None
-    return bool(segmentation) and segmentation != [[]]
+    return any(segmentation) if isinstance(segmentation, list) else bool(segmentation)
 
 
 def strip_masks(coco: dict[str, Any]) -> dict[str, Any]:

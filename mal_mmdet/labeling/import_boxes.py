@@ -128,7 +128,8 @@ def read_yolo(source: Path, img_dir: Path, classes: Sequence[str] | None) -> Ite
                     f"found {label!r:.40}"
                 )
             values = _numbers(texts, where)
-            if not all(-ROUNDING <= v <= 1 + ROUNDING for v in values):
+            sides = values[2:] if len(values) == 4 else []
+            if not all(-ROUNDING <= v <= 1 + ROUNDING for v in values) or min(sides, default=0) < 0:
                 raise ValueError(f"{where}: expected fractions from 0 to 1, found {line!r:.80}")
             if len(values) == 4:
                 x, y, w, h = values

@@ -183,8 +183,8 @@ def encode_window(window: MaskWindow, image_shape: tuple[int, int]) -> dict:
 @numba.njit(nogil=True, cache=True)
 def _runs(mask, x0, y0, height, width):
     """Lengths of runs, background first, column after column of an image of that size."""
-    edges = np.zeros(mask.shape[1] * (mask.shape[0] + 1) + 2, np.int64)
-    count = 1
+    edges = np.empty(mask.shape[1] * (mask.shape[0] + 1) + 2, np.int64)
+    edges[0], count = 0, 1
     for x in range(mask.shape[1]):
         first = (x0 + x) * height + y0
         inside = False

@@ -68,8 +68,8 @@ def mask_problem(segmentation: Any, image: dict[str, Any]) -> str | None:
         # Runs of the image's pixels at most: more of them might overflow to the right sum.
         sound = runs.min() >= 0 and runs.max() <= area and runs.sum() == area
     else:
-        runs = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
-        sound = runs and sum(counts) == area
+        listed = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
+        sound = listed and sum(counts) == area
     return None if sound else UNREADABLE
 
 

@@ -59,8 +59,9 @@ class MaskAutoLabeler(BaseModel):
             up to 32² pixels, up to 96² pixels and larger.
         crops_per_batch: Most crops in one forward pass of prediction.
         paste_masks: Whether predictions hold masks in the image frame. :class:`LabelWriter` does
-            without: it pastes beside the prediction, and in the pixels of the box alone. A GPU
-            may then still be at work when :meth:`predict` returns, see :func:`arrived`.
+            without: it pastes beside the prediction, and in the pixels of the box alone, as
+            :class:`MaskIoUMetric` can. A GPU may then still be at work when :meth:`predict`
+            returns, see :func:`arrived`.
         predict_dtype: Floating-point type that networks predict in, ``float32``, or ``bfloat16``
             or ``float16`` by autocast, where :meth:`cast_networks` was not called.
         return_features: Whether predictions hold the encoder's map of every crop, which

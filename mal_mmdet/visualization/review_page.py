@@ -263,9 +263,9 @@ def _check_target(out_dir: Path, overwrite: bool) -> None:
     """Whether the folder may be written; what was not made here is never removed."""
     if not out_dir.exists():
         return
-    if out_dir.is_dir() and not any(out_dir.iterdir()):
-        return
     names = {path.name for path in out_dir.iterdir()} if out_dir.is_dir() else set()
+    if out_dir.is_dir() and not names:
+        return
     own = {path.name for path in ASSETS.iterdir()} | {SPRITES, DATA}
     if not names >= own:
         raise FileExistsError(f"{out_dir} exists and is no review page; choose another folder")

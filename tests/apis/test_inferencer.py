@@ -141,6 +141,7 @@ def test_one_image_is_labeled_as_a_file_of_it_alone(job, infer, tmp_path):
     assert masks(infer(images / name, boxes)) == expected
     # The longest file name that the path ends with counts; the crowd is left out.
     coco["images"].append(coco["images"][0] | dict(id="other", file_name=f"train/{name}"))
+    coco["images"].append(dict(id="nameless", width=5, height=5))
     coco["annotations"].append(
         dict(id="crowd", image_id="other", category_id=1, bbox=[0, 0, 20, 20], iscrowd=1)
     )

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from mal_mmdet.apis import (
@@ -16,6 +17,7 @@ from mal_mmdet.apis import (
 )
 from mal_mmdet.labeling import read_coco
 from mal_mmdet.labeling.shards import LabelShards
+from mal_mmdet.structures.crop_geometry import span_coverage
 from tests.conftest import ROOT
 
 
@@ -45,6 +47,9 @@ def test_what_is_refused_in_words_needs_no_traceback(monkeypatch, tmp_path):
     words = r"^some_tool\.py: .*shards holds 1 shards .*--resume"
     with pytest.raises(SystemExit, match=words), readable_errors():
         LabelShards(tmp_path / "shards").open(resume=False)
+    # PyTorch's, though the last frame is this package's.
+    with pytest.raises(RuntimeError, match="size of tensor a"), readable_errors():
+        span_coverage(torch.zeros(3), torch.zeros(4), 5)
     for error in (ValueError("of another's code"), KeyError("a bug")):
         with pytest.raises(type(error)), readable_errors():
             raise error
@@ -93,6 +98,29 @@ def test_mask_ap_of_detections_needs_human_masks():
     use_detections(lvis, "results.json")
     assert lvis.test_evaluator == dict(type="LVISMetric", ann_file=truth, metric="segm")
     assert lvis.test_dataloader.dataset.dataset.detections == "results.json"
+
+
+@pytest.mark.parametrize(
+    "own, expected",
+    [
+        ({}, dict(broadcast_buffers=False, find_unused_parameters=False)),
+        (
+            dict(find_unused_parameters=True),
+            dict(broadcast_buffers=False, find_unused_parameters=True),
+        ),
+        (
+            dict(model_wrapper_cfg=dict(type="MMDistributedDataParallel", static_graph=True)),
+            dict(static_graph=True),
+        ),
+    ],
+)
+def test_wrappers_of_cpus_are_those_of_gpus(monkeypatch, own, expected):
+    monkeypatch.setattr(launch.torch.distributed, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(launch.atexit, "register", lambda function: None)
+    cfg = Config(own)
+    launch.set_launcher(cfg, "pytorch")
+    expected = dict(type="MMDistributedDataParallel", device_ids=None) | expected
+    assert cfg.model_wrapper_cfg.to_dict() == expected
 
 
 LATE_COLLECTIVE = """

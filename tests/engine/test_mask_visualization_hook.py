@@ -15,7 +15,6 @@ DROPOUT = {"model.network.backbone.drop_rate": 0.3, "model.network.backbone.drop
 def config(demo, work_dir, *hooks, **options):
     cfg = tiny_config(demo, work_dir, **{"train_cfg.max_epochs": 1, **DROPOUT, **options})
     cfg.custom_hooks = hooks
-    del cfg.default_hooks.mask_visualization
     return cfg
 
 

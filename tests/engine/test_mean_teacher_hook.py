@@ -85,6 +85,13 @@ def test_hooks_of_a_users_config_leave_it_there(demo, tmp_path):
     assert {MultiTensorMeanTeacherHook, LossCheckHook, EmptyCacheHook} <= {*kinds}
 
 
+def test_a_second_hook_is_refused(demo, tmp_path):
+    hooks = [dict(type="mmdet.MeanTeacherHook")]
+    runner = Runner.from_cfg(tiny_config(demo, tmp_path, custom_hooks=hooks))
+    with pytest.raises(ValueError, match="two hooks move the teacher"):
+        runner.train()
+
+
 def test_a_hook_follows_the_model_that_it_is_given():
     hook, first, second = MultiTensorMeanTeacherHook(0.5), pair(), pair()
     for model in (first, second, second):

@@ -132,6 +132,24 @@ def test_csv_with_sizes_needs_no_images(tmp_path):
     assert coco["annotations"][0]["bbox"] == [1, 2, 2, 3]
 
 
+def test_csv_with_names_that_are_written_in_two_ways(tmp_path):
+    path = tmp_path / "boxes.csv"
+    rows = "a/b.jpg,1,2,3,5,cat,40,30\n./a/b.jpg,2,2,3,5,cat ,40,30\n"
+    write(path, f"file_name,x0,y0,x1,y1,label,width,height\n{rows}")
+    coco = import_boxes("csv", path)
+    assert [image["file_name"] for image in coco["images"]] == ["a/b.jpg"]
+    assert [category["name"] for category in coco["categories"]] == ["cat"]
+    assert len(coco["annotations"]) == 2
+
+
+def test_fractions_that_were_rounded(tmp_path):
+    (tmp_path / "labels").mkdir()
+    Image.new("RGB", (30, 20)).save(tmp_path / "1.png")
+    write(tmp_path / "labels/1.txt", "0 0.5 0.5 1.0000001 1\n")
+    [ann] = import_boxes("yolo", tmp_path / "labels", tmp_path, ["cat"])["annotations"]
+    assert ann["bbox"] == pytest.approx([0, 0, 30, 20], abs=1e-4)
+
+
 def test_size_of_an_image_as_it_is_loaded(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -203,6 +221,7 @@ RECTANGLE = dict(label="dog", shape_type="rectangle", points=[[1, 2], [3, 4]])
         ("yolo", GOOD + "0 0.5 0.5 0.1 x\n", "1.txt, line 2: expected a number, found 'x'"),
         ("yolo", "0 0.5 nan 0.1 0.1", "1.txt, line 1: expected a number, found 'nan'"),
         ("yolo", "\n0 50 50 10 10", "1.txt, line 2: expected fractions from 0 to 1"),
+        ("yolo", "0 0.5 0.5 -0.0005 0.1", "1.txt, line 1: expected fractions from 0 to 1"),
         ("yolo", "2 0.5 0.5 0.1 0.1", "1.txt, line 1: .* a class, 0 to 1, found '2'"),
         ("yolo", "dog 0.5 0.5 0.1 0.1", "1.txt, line 1: .* a class, 0 to 1, found 'dog'"),
         ("yolo", "9" * 5000 + " 0.5 0.5 0.1 0.1", "1.txt, line 1: .* a class, 0 to 1, found '999"),

@@ -51,8 +51,8 @@ def main() -> int:
     print(f"labels: {args.out}")
     if missing:
         print(
-            f"{missing} boxes have no mask and were left out, see the report of {args.labels}, or "
-            "had one of low quality"
+            f"{missing} boxes were left out: without a mask (see the report of {args.labels}), or "
+            "with one of low quality"
         )
         return SOME_FAILED
     return 0
