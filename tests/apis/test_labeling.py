@@ -51,7 +51,11 @@ def job(demo, tmp_path_factory):
     model = MODELS.build(cfg.model)
     model.init_weights()
     torch.save(dict(state_dict=model.state_dict()), folder / "mal.pth")
-    return cfg, folder / "mal.pth", demo / "boxes_train.json", demo / "train"
+    coco = read_coco(demo / "boxes_train.json")
+    # A file of labels that is longer than all else that is written.
+    coco["info"]["description"] += ", and so on" * 1000
+    write_json(folder / "boxes.json", coco)
+    return cfg, folder / "mal.pth", folder / "boxes.json", demo / "train"
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,9 @@ def masks_made():
     refused = found.count(None)
     total = sum(count or 0 for count in found)
     print(f"\n{len(found)} files, {refused} of them refused; {total} masks")
-    assert total > len(found) > 2 * refused  # or this has tested little
+    # Or this has tested little. Hypothesis also draws constants of the modules that are loaded, so
+    # the figures depend on the tests before.
+    assert 2 * total > len(found) > 2 * refused
 
 
 @EXAMPLES
