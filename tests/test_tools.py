@@ -585,7 +585,7 @@ def test_youtube_vis_there_and_back(trained, demo, tmp_path):
     labels, out = tmp_path / "labels.json", tmp_path / "out.json"
     label(trained, tmp_path / "boxes.json", tmp_path / "frames", labels, code=3)
     done = run(tool, "merge", tmp_path / "vis.json", labels, out, code=3)
-    assert "1 boxes have no mask" in done.stdout and f"labels: {out}" in done.stdout
+    assert "1 boxes were left out" in done.stdout and f"labels: {out}" in done.stdout
     merged = json.loads(out.read_text())
     first, other = merged["annotations"]
     assert first["note"] == "kept" and first["bboxes"] == [boxes[0], None, None]
