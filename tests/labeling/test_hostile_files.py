@@ -94,7 +94,8 @@ def files(draw) -> dict:
     """A COCO file whose entries mostly belong together."""
     image_ids = draw(st.lists(ids, min_size=1, max_size=3, unique=True))
     category_ids = draw(st.lists(ids, min_size=1, max_size=2, unique=True))
-    number = draw(st.sampled_from([0, 3, 5, 8]))
+    # Enough for masks whatever is drawn: Hypothesis' values depend on the modules that are loaded.
+    number = draw(st.sampled_from([0, 5, 8, 12]))
     content = dict(
         images=[draw(images(image_id)) for image_id in image_ids],
         annotations=[draw(annotations(i, image_ids, category_ids)) for i in range(number)],
@@ -162,9 +163,7 @@ def masks_made():
     refused = found.count(None)
     total = sum(count or 0 for count in found)
     print(f"\n{len(found)} files, {refused} of them refused; {total} masks")
-    # Or this has tested little. Hypothesis also draws constants of the modules that are loaded, so
-    # the figures depend on the tests before.
-    assert 2 * total > len(found) > 2 * refused
+    assert total > len(found) > 2 * refused  # or this has tested little
 
 
 @EXAMPLES
