@@ -58,7 +58,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--refine",
         action=argparse.BooleanOptionalAction,
-        help="refine masks by the mean field of the CRF loss (default: config)",
+        help="refine masks by the colours of the object, of its background and of neighbouring "
+        "pixels (default: config)",
     )
     parser.add_argument(
         "--thresholds",

@@ -186,7 +186,14 @@ def _check_images(ann_file: str | Path, img_dir: str | Path, path_parts: int | N
 
 def _provenance(cfg: Config, weights: str, date: str | None) -> dict:
     defaults = inspect.signature(MaskAutoLabeler).parameters
-    options = ("label_source", "flip_test", "refine_test", "thresholds", "predict_dtype")
+    options = (
+        "label_source",
+        "flip_test",
+        "refine_test",
+        "color_weight",
+        "thresholds",
+        "predict_dtype",
+    )
     expand = expand_step(cfg)
     info = dict(
         versions=_versions(),

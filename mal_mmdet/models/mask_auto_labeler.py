@@ -4,7 +4,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
 
 import torch
 from mmdet.registry import MODELS
@@ -19,13 +18,10 @@ from torchvision.ops import clip_boxes_to_image
 from mal_mmdet.labeling import mask_quality, paste_mask, threshold_for_area
 from mal_mmdet.structures import box_masks, resample_maps, resize_maps
 
-from .losses import mean_field
+from .refine import refine_logits
 
 LABEL_SOURCES = ("student", "teacher", "both")
-EPS = 1e-6  # thresholds of 0 and 1 have no finite logit
 HALF_LIMIT = torch.finfo(torch.float16).max
-MARGIN = 1.0
-"""In log-odds. With less the border between refined cells bends to what they were before."""
 PREDICT_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -53,8 +49,9 @@ class MaskAutoLabeler(BaseModel):
         label_source: Whose logits make the labels: ``'student'``, ``'teacher'`` or ``'both'``
             (their mean).
         flip_test: Whether to average the logits with those of the mirrored crop.
-        refine_test: Whether masks are refined by the mean field of the CRF loss, with its ζ, ω and
-            steps, as the targets of training are (not in the paper), see :func:`refine_logits`.
+        refine_test: Whether masks are refined by the colours of each crop and the mean field of the
+            CRF loss, with its ζ, ω and steps (not in the paper), see :func:`refine_logits`.
+        color_weight: That of the colours in refining; 0 refines as the targets of training are.
         thresholds: A mask is where the probability exceeds this; one value, or three for boxes
             up to 32² pixels, up to 96² pixels and larger.
         crops_per_batch: Most crops in one forward pass of prediction.
@@ -84,6 +81,7 @@ class MaskAutoLabeler(BaseModel):
         label_source: str = "student",
         flip_test: bool = False,
         refine_test: bool = False,
+        color_weight: float = 4.0,
         thresholds: float | Sequence[float] = 0.1,
         crops_per_batch: int = 32,
         paste_masks: bool = True,
@@ -112,6 +110,7 @@ class MaskAutoLabeler(BaseModel):
         self.label_source = label_source
         self.flip_test = flip_test
         self.refine_test = refine_test
+        self.color_weight = color_weight
         self.thresholds = thresholds
         self.crops_per_batch = crops_per_batch
         self.paste_masks = paste_masks
@@ -287,7 +286,7 @@ class MaskAutoLabeler(BaseModel):
             logits = views.mean(0)
             if self.refine_test:
                 field = self.crf_loss.mean_field_cfg
-                logits = refine_logits(logits, limits, cells, crop, **field)
+                logits = refine_logits(logits, limits, cells, crop, self.color_weight, **field)
             logits = resize_maps(logits[:, None], crop.shape[2:])[:, 0]
             found = dict(
                 mask_probs=logits.sigmoid(), mask_quality=mask_quality(views, limits, cells, crop)
@@ -365,36 +364,6 @@ class MaskAutoLabeler(BaseModel):
         if "scores" in instances:
             pred.scores = instances.scores
         return pred
-
-
-def refine_logits(
-    logits: Tensor, thresholds: Tensor, bboxes: Tensor, images: Tensor, **mean_field_cfg: Any
-) -> Tensor:
-    """Logits that exceed their threshold where a mean field that starts from them ends in mask.
-
-    That moves borders to edges of colour and closes holes, as it does in the targets of training,
-    which a network trained for a short time is far from having fitted. How sure the network is of a
-    cell stays as it was where both agree.
-
-    Args:
-        logits: (B, h, w).
-        thresholds: Probabilities above which a cell of each mask is foreground, (B,); there the
-            mean field starts undecided.
-        bboxes: (B, 4), in cells of the logits. Outside them nothing is foreground.
-        images: Normalised crops of that frame, (B, 3, S, S).
-        **mean_field_cfg: See :func:`mean_field`.
-
-    Returns:
-        (B, h, w), at least ``MARGIN`` above the threshold's logit, or at least that below; as
-        given where the mean field leaves nothing of an object.
-    """
-    limits = torch.logit(thresholds, EPS)[:, None, None]
-    logits, size = logits - limits, logits.shape[1:]
-    images = resize_maps(images.float(), size)
-    probs = logits.sigmoid().nan_to_num(0.0)  # a NaN might reach the next crops
-    masks = mean_field(probs, box_masks(bboxes, size), images, **mean_field_cfg)
-    refined = torch.where(masks, logits.clamp(min=MARGIN), logits.clamp(max=-MARGIN))
-    return limits + torch.where(masks.any(2).any(1)[:, None, None], refined, logits)
 
 
 def boxes_in_crops(data_samples: list[DetDataSample]) -> Tensor:

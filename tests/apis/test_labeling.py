@@ -259,6 +259,7 @@ def test_provenance(job, tmp_path):
     assert info["config"] == "mal_vit-demo_1xb16_demo"
     assert info["thresholds"] == [0.4] and info["label_source"] == "both"
     assert info["refine_test"] is True and info["flip_test"] is False
+    assert info["color_weight"] == 4.0
     assert len(info["weights_sha256"]) == 64
 
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib
-import math
 import pickle
 
 import numpy as np
@@ -15,9 +14,8 @@ from mmengine.structures import InstanceData
 
 from mal_mmdet.datasets.transforms.formatting import no_crops
 from mal_mmdet.labeling import arrived, mask_window
-from mal_mmdet.models.mask_auto_labeler import refine_logits, warmup_factor
+from mal_mmdet.models.mask_auto_labeler import warmup_factor
 from tests.conftest import ROOT, tiny_config
-from tests.models.losses.test_mean_field import naive_mean_field
 
 MODULE = importlib.import_module("mal_mmdet.models.mask_auto_labeler")
 SIZE = 32
@@ -290,50 +288,6 @@ def test_label_sources_flip_and_batches(model):
     assert not torch.allclose(student, mirrored)
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.1])
-def test_refined_logits_have_the_sign_of_the_mean_field(threshold):
-    """Against the method as stated, pixel by pixel."""
-    height, width, steps, zeta = 12, 10, 20, 0.4
-    limit = math.log(threshold / (1 - threshold))
-    noise = limit + 2 * torch.randn(3, height, width, dtype=torch.float64)
-    noise[:, 3:9, 2:7] += 2  # the object
-    noise[2] = limit - 3  # nothing of it is left
-    images = 0.2 * torch.randn(3, 3, height, width, dtype=torch.float64)
-    images[:, :, 3:9, 2:7] += 2
-    boxes = torch.tensor([[1.0, 2.0, 8.0, 10.0], [2.0, 3.0, 7.0, 9.0], [0.0, 0.0, 10.0, 12.0]])
-    cells = torch.zeros(3, height, width, dtype=torch.float64)
-    for cell, (x0, y0, x1, y1) in zip(cells, boxes.int().tolist()):
-        cell[y0:y1, x0:x1] = 1
-    field = dict(zeta=zeta, omega=1.0, kernel_size=3, num_steps=steps)
-    refined = refine_logits(noise, torch.tensor([threshold] * 3), boxes, images, **field)
-
-    probs = (noise - limit).sigmoid()
-    masks = naive_mean_field(probs, cells, images, zeta, 1.0, 3, steps, eps=0)
-    above, before = refined - limit, noise - limit
-    assert masks[:2].any() and not masks[2].any()
-    assert torch.equal(above[:2] > 0, masks[:2]) and (above[:2].abs() >= 0.9999).all()
-    assert ((before[:2] > 0) != masks[:2]).any()
-    kept = ((before > 0) == masks) & (before.abs() > 1)
-    torch.testing.assert_close(above[kept].double(), before[kept], atol=1e-5, rtol=0)
-    torch.testing.assert_close(refined[2].double(), noise[2], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_thresholds_without_a_finite_logit(threshold):
-    logits, boxes = torch.randn(1, 8, 8), torch.tensor([[1.0, 1.0, 7.0, 7.0]])
-    refined = refine_logits(logits, torch.tensor([threshold]), boxes, torch.zeros(1, 3, 8, 8))
-    assert refined.isfinite().all()
-
-
-def test_a_crop_without_finite_logits_spoils_no_other():
-    logits, images = 2 * torch.randn(3, 16, 16), 0.1 * torch.randn(3, 3, 16, 16)
-    boxes = torch.tensor([[0.0, 0.0, 16.0, 16.0]] * 3)
-    expected = refine_logits(logits, torch.tensor([0.5] * 3), boxes, images)
-    logits[1] = torch.nan
-    found = refine_logits(logits, torch.tensor([0.5] * 3), boxes, images)
-    assert torch.equal(found[[0, 2]], expected[[0, 2]]) and found[1].isnan().all()
-
-
 def test_refined_masks_and_unrefined_quality(model, monkeypatch):
     """A hole in a plain object is closed; the quality is that of the mask with the hole."""
     logits = torch.full((16, 16), -4.0)
@@ -351,6 +305,23 @@ def test_refined_masks_and_unrefined_quality(model, monkeypatch):
     assert not refined.masks[0, :14].any() and not refined.masks[0, :, 50:].any()
     assert torch.equal(without.mask_quality, refined.mask_quality)
     assert 0.9 < refined.scores < 1
+
+
+def test_colors_weigh_as_the_option_says(model, monkeypatch):
+    """Half of an object is missed, whose colour the other half has."""
+    logits = torch.full((16, 16), -1.0)
+    logits[4:12, 4:8] = 4.0
+    image = torch.zeros(1, 3, SIZE, SIZE)
+    image[:, :, 8:24, 8:24] = 1.0
+    monkeypatch.setattr(model, "view_logits", lambda crops, areas: logits[None, None])
+    model.refine_test = True
+    found = {}
+    for weight in (0.0, 4.0):
+        model.color_weight = weight
+        sample = image_sample([[16, 16, 48, 48]], [[0, 0, 64, 64]], shape=(64, 64))
+        (result,) = model(image, [sample], mode="predict")
+        found[weight] = result.pred_instances.masks[0, 18:46, 37:46]  # the missed half
+    assert not found[0.0].any() and found[4.0].all()
 
 
 def test_unknown_options_are_named():

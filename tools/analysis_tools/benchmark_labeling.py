@@ -211,7 +211,8 @@ def label_plainly(
         if model.refine_test:
             limits = torch.tensor(thresholds, device=logits.device)
             cells = (boxes_in_crops(samples) * logits.shape[-1]).to(logits.device)
-            logits = refine(logits, limits, cells, crops, **model.crf_loss.mean_field_cfg)
+            field = model.crf_loss.mean_field_cfg
+            logits = refine(logits, limits, cells, crops, model.color_weight, **field)
         logits = F.interpolate(logits[:, None], crops.shape[2:], mode="bilinear")
         for prob, sample, threshold in zip(logits.sigmoid().cpu(), samples, thresholds):
             index = int(sample.gt_instances.ann_indices[0])

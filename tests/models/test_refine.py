@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from mal_mmdet.models.refine import COLOR_BINS, COLOR_EPS, color_log_odds, refine_logits
+from tests.models.losses.test_mean_field import naive_mean_field
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.1])
+def test_refined_logits_have_the_sign_of_the_mean_field(threshold):
+    """Against the method as stated, pixel by pixel."""
+    height, width, steps, zeta = 12, 10, 20, 0.4
+    limit = math.log(threshold / (1 - threshold))
+    noise = limit + 2 * torch.randn(3, height, width, dtype=torch.float64)
+    noise[:, 3:9, 2:7] += 2  # the object
+    noise[2] = limit - 3  # nothing of it is left
+    images = 0.2 * torch.randn(3, 3, height, width, dtype=torch.float64)
+    images[:, :, 3:9, 2:7] += 2
+    boxes = torch.tensor([[1.0, 2.0, 8.0, 10.0], [2.0, 3.0, 7.0, 9.0], [0.0, 0.0, 10.0, 12.0]])
+    cells = torch.zeros(3, height, width, dtype=torch.float64)
+    for cell, (x0, y0, x1, y1) in zip(cells, boxes.int().tolist()):
+        cell[y0:y1, x0:x1] = 1
+    field = dict(zeta=zeta, omega=1.0, kernel_size=3, num_steps=steps)
+    refined = refine_logits(noise, torch.tensor([threshold] * 3), boxes, images, **field)
+
+    probs = (noise - limit).sigmoid()
+    masks = naive_mean_field(probs, cells, images, zeta, 1.0, 3, steps, eps=0)
+    above, before = refined - limit, noise - limit
+    assert masks[:2].any() and not masks[2].any()
+    assert torch.equal(above[:2] > 0, masks[:2]) and (above[:2].abs() >= 0.9999).all()
+    assert ((before[:2] > 0) != masks[:2]).any()
+    kept = ((before > 0) == masks) & (before.abs() > 1)
+    torch.testing.assert_close(above[kept].double(), before[kept], atol=1e-5, rtol=0)
+    torch.testing.assert_close(refined[2].double(), noise[2], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_thresholds_without_a_finite_logit(threshold):
+    logits, boxes = torch.randn(1, 8, 8), torch.tensor([[1.0, 1.0, 7.0, 7.0]])
+    refined = refine_logits(logits, torch.tensor([threshold]), boxes, torch.zeros(1, 3, 8, 8))
+    assert refined.isfinite().all()
+
+
+def test_a_crop_without_finite_logits_spoils_no_other():
+    logits, images = 2 * torch.randn(3, 16, 16), 0.1 * torch.randn(3, 3, 16, 16)
+    boxes = torch.tensor([[0.0, 0.0, 16.0, 16.0]] * 3)
+    expected = refine_logits(logits, torch.tensor([0.5] * 3), boxes, images)
+    logits[1] = torch.nan
+    found = refine_logits(logits, torch.tensor([0.5] * 3), boxes, images)
+    assert torch.equal(found[[0, 2]], expected[[0, 2]]) and found[1].isnan().all()
+
+
+def naive_color_log_odds(probs, image):
+    """One crop: (h, w) and (3, h, w), pixel by pixel."""
+    height, width = probs.shape
+    bins = {}
+    for y in range(height):
+        for x in range(width):
+            color = []
+            for channel in image.double():
+                low, high = float(channel.min()), float(channel.max())
+                span = high - low if high > low else 1.0
+                color.append(round((float(channel[y, x]) - low) / span * (COLOR_BINS - 1)))
+            bins[y, x] = tuple(color)
+    of_object, of_background = Counter(), Counter()
+    for (y, x), color in bins.items():
+        of_object[color] += float(probs[y, x])
+        of_background[color] += 1 - float(probs[y, x])
+
+    def log_odds(a, b):
+        share = min(max(a / (a + b), COLOR_EPS), 1 - COLOR_EPS)
+        return math.log(share / (1 - share))
+
+    whole = log_odds(sum(of_object.values()), sum(of_background.values()))
+    found = torch.zeros(height, width)
+    for (y, x), color in bins.items():
+        found[y, x] = log_odds(of_object[color], of_background[color]) - whole
+    return found
+
+
+def test_color_log_odds_are_those_of_two_histograms():
+    probs = torch.rand(3, 9, 11)
+    probs[:, 2:7, 3:9] = 1 - 1e-7
+    images = torch.randint(0, 4, (3, 3, 9, 11)).float() - 1.3
+    images[1] = torch.randn(3, 9, 11)
+    images[2, 1] = 0.7  # a channel with one value
+    found = color_log_odds(probs, images)
+    for crop in range(3):
+        expected = naive_color_log_odds(probs[crop], images[crop])
+        assert expected.min() < -0.1 and expected.max() > 0.1
+        torch.testing.assert_close(found[crop], expected, atol=1e-3, rtol=0)
+        alone = color_log_odds(probs[crop : crop + 1], images[crop : crop + 1])[0]
+        assert torch.equal(alone, found[crop])
+
+
+def test_colors_that_say_nothing():
+    half = torch.zeros(1, 8, 8)
+    half[:, :4] = 1
+    image = torch.rand(1, 3, 8, 8)
+    for probs, images in ((half, torch.ones(1, 3, 8, 8)), (0 * half, image), (half + 1, image)):
+        zero = torch.zeros(1, 8, 8)
+        torch.testing.assert_close(color_log_odds(probs.clamp(max=1), images), zero)
+
+
+def test_colors_move_masks_that_no_neighbour_moves():
+    """A leg apart from its table is found; a cushion like those beside the table is left out."""
+    images = torch.zeros(1, 3, 24, 24)
+    images[:, 0, 4:10, 4:20] = 2.0  # the table
+    images[:, 0, 14:20, 4:8] = 2.0  # its leg
+    images[:, 2, 14:18, 14:18] = 2.0  # a cushion
+    images[:, 2, 20:] = 2.0  # and some more of them
+    logits = torch.full((1, 24, 24), -3.0)
+    logits[:, 4:10, 4:20] = 3.0
+    logits[:, 14:20, 4:8] = -1.0
+    logits[:, 14:18, 14:18] = 0.5
+    boxes, half = torch.tensor([[4.0, 4.0, 20.0, 20.0]]), torch.tensor([0.5])
+    alone = refine_logits(logits, half, boxes, images, zeta=0.3)[0] > 0
+    colors = refine_logits(logits, half, boxes, images, color_weight=4.0, zeta=0.3)[0] > 0
+    assert alone[14:18, 14:18].all() and not alone[14:20, 4:8].any()
+    table_and_leg = images[0, 0] == 2.0
+    assert torch.equal(colors, table_and_leg)
+
+
+def test_colors_do_not_leave_the_box():
+    images = torch.zeros(1, 3, 16, 16)
+    images[:, :, 4:12] = 1.0  # from side to side
+    logits = torch.full((1, 16, 16), 3.0)
+    boxes = torch.tensor([[4.0, 2.0, 12.0, 14.0]])
+    refined = refine_logits(logits, torch.tensor([0.5]), boxes, images, color_weight=4.0)[0] > 0
+    assert refined[4:12, 4:12].any()
+    refined[2:14, 4:12] = False
+    assert not refined.any()
