@@ -6,7 +6,10 @@ from mmdet.models.losses.dice_loss import dice_loss
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
+from .color_model import color_log_odds
 from .mean_field import mean_field
+
+EPS = 1e-4  # probabilities of 0 and 1 have no finite logit
 
 
 @MODELS.register_module()
@@ -22,6 +25,8 @@ class CRFLoss(nn.Module):
         num_steps: Mean-field steps.
         teacher_weight: Share of the teacher in the probabilities that the mean field refines;
             0 leaves the student alone (the paper's ablation of the teacher).
+        color_weight: Factor of :func:`color_log_odds`, which the mean field then starts from, too
+            (0 in the paper).
     """
 
     def __init__(
@@ -33,11 +38,13 @@ class CRFLoss(nn.Module):
         kernel_size: int = 3,
         num_steps: int = 100,
         teacher_weight: float = 0.5,
+        color_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.loss_weight = loss_weight
         self.warmup_iters = warmup_iters
         self.teacher_weight = teacher_weight
+        self.color_weight = color_weight
         self.mean_field_cfg = dict(
             zeta=zeta, omega=omega, kernel_size=kernel_size, num_steps=num_steps
         )
@@ -54,5 +61,8 @@ class CRFLoss(nn.Module):
             images: Normalised student view at mask resolution, shape (B, 3, h, w).
         """
         average = torch.lerp(probs.detach(), teacher_probs, self.teacher_weight)
+        if self.color_weight:
+            odds = self.color_weight * color_log_odds(average * box_masks, images)
+            average = (torch.logit(average, EPS) + odds).sigmoid()
         masks = mean_field(average, box_masks, images, **self.mean_field_cfg)
         return self.loss_weight * dice_loss(probs, masks)

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from mal_mmdet.models import CRFLoss, MILLoss
+from tests.models.losses.test_color_model import naive_color_log_odds
 
 
 def naive_dice(a, b):
@@ -74,3 +75,19 @@ def test_share_of_the_teacher(monkeypatch, teacher_weight):
     CRFLoss(teacher_weight=teacher_weight)(probs, teacher, box, torch.zeros(3, 3, 6, 8))
     expected = (1 - teacher_weight) * probs + teacher_weight * teacher
     torch.testing.assert_close(seen[0], expected)
+
+
+def test_colors_join_the_probabilities_before_the_mean_field(monkeypatch):
+    probs, box = example()
+    teacher, images, seen = torch.rand_like(probs), torch.rand(3, 3, 6, 8), []
+    name = "mal_mmdet.models.losses.crf_loss.mean_field"
+    monkeypatch.setattr(name, lambda q, *a, **k: seen.append(q) or q > 0.5)
+    CRFLoss(color_weight=1.5)(probs, teacher, box, images)
+    average = (probs.detach() + teacher) / 2
+    odds = torch.stack([naive_color_log_odds(*crop) for crop in zip(average * box, images)])
+    expected = (average / (1 - average)).log() + 1.5 * odds
+    assert odds.abs().max() > 0.1
+    torch.testing.assert_close(seen[0], expected.sigmoid(), atol=1e-4, rtol=0)
+    certain = box.clone()
+    CRFLoss(color_weight=1.5)(certain, certain, box, images)
+    assert seen[1].isfinite().all()
