@@ -144,7 +144,14 @@ def generate_labels(
         detections=detections and file_sha256(detections),
         images=str(Path(img_dir).resolve()),
         config=_hash(
-            [cfg.model, pipelines, only_missing, allow_outside, writer_options.get("mask_format")]
+            [
+                cfg.model,
+                _label_options(cfg),
+                pipelines,
+                only_missing,
+                allow_outside,
+                writer_options.get("mask_format"),
+            ]
         ),
         software=_hash(_versions()),
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -184,7 +191,8 @@ def _check_images(ann_file: str | Path, img_dir: str | Path, path_parts: int | N
         )
 
 
-def _provenance(cfg: Config, weights: str, date: str | None) -> dict:
+def _label_options(cfg: Config) -> dict:
+    """How the model makes masks of probabilities, whether the config or a default says so."""
     defaults = inspect.signature(MaskAutoLabeler).parameters
     options = (
         "label_source",
@@ -194,12 +202,16 @@ def _provenance(cfg: Config, weights: str, date: str | None) -> dict:
         "thresholds",
         "predict_dtype",
     )
+    return {key: cfg.model.get(key, defaults[key].default) for key in options}
+
+
+def _provenance(cfg: Config, weights: str, date: str | None) -> dict:
     expand = expand_step(cfg)
     info = dict(
         versions=_versions(),
         config=Path(cfg.filename or "").stem,
         weights_sha256=weights,
-        **{key: cfg.model.get(key, defaults[key].default) for key in options},
+        **_label_options(cfg),
         margins=expand.get("margin", inspect.signature(ExpandBBox).parameters["margin"].default),
     )
     return info | (dict(date=date) if date else {})

@@ -51,7 +51,8 @@ class MaskAutoLabeler(BaseModel):
         flip_test: Whether to average the logits with those of the mirrored crop.
         refine_test: Whether masks are refined by the colours of each crop and the mean field of the
             CRF loss, with its ζ, ω and steps (not in the paper), see :func:`refine_logits`.
-        color_weight: That of the colours in refining; 0 refines as the targets of training are.
+        color_weight: That of the colours in refining, whatever the CRF loss has for its targets; 0
+            leaves the mean field alone.
         thresholds: A mask is where the probability exceeds this; one value, or three for boxes
             up to 32² pixels, up to 96² pixels and larger.
         crops_per_batch: Most crops in one forward pass of prediction.

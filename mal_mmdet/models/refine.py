@@ -30,7 +30,8 @@ def refine_logits(
     That moves borders to edges of colour and closes holes, as it does in the targets of training,
     which a network trained for a short time is far from having fitted. The mean field compares a
     cell with its neighbours. Whether it has the object's colours or those of the background
-    anywhere in the crop is added to the logits first, see :func:`color_log_odds`.
+    anywhere in the crop is added to the logits first, see :func:`color_log_odds`, for which a cell
+    at its threshold is half the object's and one outside the box none of it.
 
     Args:
         logits: (B, h, w).

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .color_model import color_log_odds
 from .mean_field import mean_field
 
-EPS = 1e-4  # probabilities of 0 and 1 have no finite logit
+EPS = 1e-4  # lets colours overrule a network, however sure it is
 
 
 @MODELS.register_module()

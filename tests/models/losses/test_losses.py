@@ -79,7 +79,8 @@ def test_share_of_the_teacher(monkeypatch, teacher_weight):
 
 def test_colors_join_the_probabilities_before_the_mean_field(monkeypatch):
     probs, box = example()
-    teacher, images, seen = torch.rand_like(probs), torch.rand(3, 3, 6, 8), []
+    teacher, seen = torch.rand_like(probs), []
+    images = torch.randint(0, 2, (3, 3, 6, 8)).float()
     name = "mal_mmdet.models.losses.crf_loss.mean_field"
     monkeypatch.setattr(name, lambda q, *a, **k: seen.append(q) or q > 0.5)
     CRFLoss(color_weight=1.5)(probs, teacher, box, images)
@@ -88,6 +89,15 @@ def test_colors_join_the_probabilities_before_the_mean_field(monkeypatch):
     expected = (average / (1 - average)).log() + 1.5 * odds
     assert odds.abs().max() > 0.1
     torch.testing.assert_close(seen[0], expected.sigmoid(), atol=1e-4, rtol=0)
-    certain = box.clone()
-    CRFLoss(color_weight=1.5)(certain, certain, box, images)
-    assert seen[1].isfinite().all()
+
+
+def test_colors_overrule_certain_probabilities(monkeypatch):
+    seen = []
+    name = "mal_mmdet.models.losses.crf_loss.mean_field"
+    monkeypatch.setattr(name, lambda q, *a, **k: seen.append(q) or q > 0.5)
+    certain, images = torch.zeros(1, 8, 8), torch.zeros(1, 3, 8, 8)
+    certain[:, :4], images[:, :, 4:] = 1.0, 1.0
+    images[:, :, 0, 0], images[:, :, 7, 7] = 1.0, 0.0  # in the wrong half
+    CRFLoss(color_weight=4.0)(certain, certain, torch.ones(1, 8, 8), images)
+    assert seen[0][0, 0, 0] < 0.5 < seen[0][0, 7, 7]
+    assert (seen[0][0, :4].flatten()[1:] > 0.99).all()
