@@ -69,11 +69,13 @@ def test_a_few_steps_lower_the_loss_and_move_the_teacher_slowly(demo, tmp_path):
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_a_step_that_mmengine_compiles(demo, tmp_path):
+@pytest.mark.parametrize("color_weight", [0.0, 2.0])
+def test_a_step_that_mmengine_compiles(demo, tmp_path, color_weight):
     """By a backend that runs the captured graphs as they are: what is tested is the capture."""
     weights = []
     for compiled in (False, True):
         options = {"train_cfg.max_epochs": 1, "compile": compiled and dict(backend="eager")}
+        options["model.crf_loss.color_weight"] = color_weight
         cfg = tiny_config(demo, tmp_path / str(compiled), randomness=dict(seed=0), **options)
         weights.append(train(cfg).model.state_dict())
     torch._dynamo.reset()
