@@ -16,8 +16,8 @@ def color_log_odds(probs: Tensor, images: Tensor) -> Tensor:
     """log p(colour | object) − log p(colour | background) of every cell of a crop.
 
     Both are histograms of this crop alone, to which a cell adds as far as it is likely to be of
-    the object: ``BINS``³ colours, between the lowest and the highest value of each channel. What
-    a cell itself has added is not held against it, or a colour of its own would confirm it: in
+    the object: ``BINS``³ colours, between the lowest and the highest value of each channel. A
+    cell is judged without what it has added itself, or a colour of its own would confirm it: in
     its place counts the mean of the crop.
 
     Args:
