@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mal_mmdet.structures import box_masks
+from mal_mmdet.structures import box_masks, resize_bboxes
 
 GRID = 32
 """Cells a side on which masks are judged: a finer grid takes longer and judges no better."""
@@ -20,7 +20,13 @@ RIDGE = 1e-3
 """Keeps colours solvable that do not vary; of no weight beside the moments of those that do."""
 
 
-def mask_quality(view_logits: Tensor, thresholds: Tensor, bboxes: Tensor, images: Tensor) -> Tensor:
+def mask_quality(
+    view_logits: Tensor,
+    thresholds: Tensor,
+    bboxes: Tensor,
+    images: Tensor,
+    refined: Tensor | None = None,
+) -> Tensor:
     """Estimates the IoU of masks with the unknown true ones, in order to rank the masks.
 
     The mean, with equal weights, of four opinions in [0, 1] on the same mask, none of them fitted
@@ -32,8 +38,10 @@ def mask_quality(view_logits: Tensor, thresholds: Tensor, bboxes: Tensor, images
     - :func:`border_contrast`: whether it ends where the colour changes.
 
     The network errs with conviction where the picture misleads it, so its own opinion does not
-    suffice; the other three know nothing of the network but the mask. The order is what counts:
-    the value itself may lie above or below the IoU of a data set as a whole.
+    suffice; the other three know nothing of the network but the mask. Masks that are refined get a
+    fifth, :func:`expected_iou` of what they are then; the others judge them as they were before,
+    which ranks them better. The order is what counts: the value itself may lie above or below the
+    IoU of a data set as a whole.
 
     Args:
         view_logits: Floating, (V, B, h, w): of every box, the logits of V ≥ 1 views in one
@@ -43,18 +51,15 @@ def mask_quality(view_logits: Tensor, thresholds: Tensor, bboxes: Tensor, images
         bboxes: (B, 4), in cells of the logits. Only what lies in the box counts as mask.
         images: The crops of that frame, (B, C, H, W), of any size and in any linear scale of
             colour, since only relations of colours count.
+        refined: Logits of the refined masks in that frame, (B, h', w').
 
     Returns:
         float32, (B,), in [0, 1]: 1 for the best. Without a gradient.
     """
     with torch.no_grad(), torch.autocast(view_logits.device.type, enabled=False):
-        height, width = view_logits.shape[2:]
-        x0, y0, x1, y1 = bboxes.float().unbind(1)
-        x_scale, y_scale = GRID / width, GRID / height
-        bboxes = torch.stack([x0 * x_scale, y0 * y_scale, x1 * x_scale, y1 * y_scale], 1)
-        logits = view_logits.float().clamp(-LOGIT_LIMIT, LOGIT_LIMIT).flatten(0, 1)[:, None]
-        logits = F.adaptive_avg_pool2d(logits, GRID).view(*view_logits.shape[:2], GRID, GRID)
+        bboxes = resize_bboxes(bboxes.float(), view_logits.shape[2:], (GRID, GRID))
         thresholds = thresholds.float()[:, None, None]
+        logits = logits_on_grid(view_logits)
         covers = box_masks(bboxes, (GRID, GRID))
         masks = covers * cut_masks(logits.mean(0), thresholds, covers)
         colours = standard_colours(images)
@@ -64,7 +69,17 @@ def mask_quality(view_logits: Tensor, thresholds: Tensor, bboxes: Tensor, images
             colour_separation(masks, colours),
             border_contrast(masks, colours, covers),
         ]
+        if refined is not None:
+            logits = logits_on_grid(refined[None])
+            masks = covers * cut_masks(logits[0], thresholds, covers)
+            opinions.append(expected_iou(logits - torch.logit(thresholds, EPS), masks, covers))
         return torch.stack(opinions).mean(0).clamp(0, 1)
+
+
+def logits_on_grid(logits: Tensor) -> Tensor:
+    """Means over cells of the grid: (V, B, h, w) → (V, B, G, G), float32."""
+    maps = logits.float().clamp(-LOGIT_LIMIT, LOGIT_LIMIT).flatten(0, 1)[:, None]
+    return F.adaptive_avg_pool2d(maps, GRID).view(*logits.shape[:2], GRID, GRID)
 
 
 def cut_masks(logits: Tensor, thresholds: Tensor, covers: Tensor) -> Tensor:

@@ -236,9 +236,8 @@ class MaskAutoLabeler(BaseModel):
             The data samples, with ``pred_instances``: ``bboxes`` (N, 4), ``labels`` (N,),
             ``masks`` (N, H, W) as bool, and ``scores`` (N,), those of a detector where the boxes
             are its own, else the mean probability inside the mask; ``crop_bboxes`` (N, 4) and
-            ``thresholds`` (N,); ``mask_quality`` (N,), see :func:`mask_quality`, of the masks as
-            they are before they are refined, which ranks them better; and ``ann_ids`` and
-            ``ann_indices`` where the data set gives them. With ``paste_masks`` off there are,
+            ``thresholds`` (N,); ``mask_quality`` (N,), see :func:`mask_quality`; and ``ann_ids``
+            and ``ann_indices`` where the data set gives them. With ``paste_masks`` off there are,
             in place of masks and scores of its own, ``mask_probs`` (N, S, S) to paste. With
             ``return_features`` also ``features`` (N, C, h, w), unless N is 0: the encoder's last
             map of the teacher for the label source ``'teacher'``, else of the student. All are on
@@ -284,13 +283,14 @@ class MaskAutoLabeler(BaseModel):
             cells = boxes[part] * boxes.new_tensor(views.shape[:1:-1]).tile(2)
             cells = cells.to(crop.device, non_blocking=True)
             limits = thresholds[part].to(crop.device, non_blocking=True)
-            logits = views.mean(0)
+            logits, refined = views.mean(0), None
             if self.refine_test:
                 field = self.crf_loss.mean_field_cfg
-                logits = refine_logits(logits, limits, cells, crop, self.color_weight, **field)
-            logits = resize_maps(logits[:, None], crop.shape[2:])[:, 0]
+                refined = refine_logits(logits, limits, cells, crop, self.color_weight, **field)
+                logits = refined
             found = dict(
-                mask_probs=logits.sigmoid(), mask_quality=mask_quality(views, limits, cells, crop)
+                mask_probs=resize_maps(logits[:, None], crop.shape[2:])[:, 0].sigmoid(),
+                mask_quality=mask_quality(views, limits, cells, crop, refined),
             )
             if self.return_features:
                 network = self.teacher if self.label_source == "teacher" else self.student

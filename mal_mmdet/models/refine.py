@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mal_mmdet.structures import box_masks, resize_maps
+from mal_mmdet.structures import box_masks, resize_bboxes, resize_maps
 
 from .losses import color_log_odds, mean_field
 
 EPS = 1e-6  # thresholds of 0 and 1 have no finite logit
+GRID = 64
+"""Fewest cells a side on which masks are refined. An edge of colour is found more exactly than a
+network of coarser cells places it; still finer ones gain nothing."""
 MARGIN = 1.0
 """In log-odds. With less the border between refined cells bends to what they were before."""
 
@@ -33,6 +36,9 @@ def refine_logits(
     anywhere in the crop is added to the logits first, see :func:`color_log_odds`, for which a cell
     at its threshold is half the object's and one outside the box none of it.
 
+    Sides h' and w' of the result are those of the logits, or ``GRID`` cells where they are coarser,
+    but then no more than the crops have pixels.
+
     Args:
         logits: (B, h, w).
         thresholds: Probabilities above which a cell of each mask is foreground, (B,); there the
@@ -43,11 +49,14 @@ def refine_logits(
         **mean_field_cfg: See :func:`mean_field`.
 
     Returns:
-        (B, h, w), at least ``MARGIN`` above the threshold's logit, or at least that below; as
-        given where the mean field leaves nothing of an object.
+        (B, h', w'), at least ``MARGIN`` above the threshold's logit, or at least that below; only
+        resized where the mean field leaves nothing of an object.
     """
+    given, crop = logits.shape[1:], images.shape[2:]
+    size = tuple(max(side, min(GRID, most)) for side, most in zip(given, crop))
+    bboxes = resize_bboxes(bboxes, given, size)
     limits = torch.logit(thresholds, EPS)[:, None, None]
-    logits, size = logits - limits, logits.shape[1:]
+    logits = resize_maps((logits - limits)[:, None], size)[:, 0]
     images, inside = resize_maps(images.float(), size), box_masks(bboxes, size)
     probs = logits.sigmoid().nan_to_num(0.0)  # a NaN might reach the next crops
     odds = logits

@@ -8,6 +8,7 @@ from .crop_geometry import (
     expand_bbox,
     mask_on_cells,
     resample_maps,
+    resize_bboxes,
     resize_maps,
     span_coverage,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "expand_bbox",
     "mask_on_cells",
     "resample_maps",
+    "resize_bboxes",
     "resize_maps",
     "span_coverage",
 ]

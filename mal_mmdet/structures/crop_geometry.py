@@ -113,6 +113,16 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
+def resize_bboxes(bboxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
+    """Boxes (N, 4) in cells of (h, w) maps, in those of the same maps at (h', w').
+
+    Without a tensor of factors, as mmdet's ``scale_boxes`` makes one: a GPU would be waited for.
+    """
+    y_scale, x_scale = (new / old for old, new in zip(from_size, to_size))
+    x0, y0, x1, y1 = bboxes.unbind(1)
+    return torch.stack([x0 * x_scale, y0 * y_scale, x1 * x_scale, y1 * y_scale], 1)
+
+
 def resample_maps(maps: Tensor, from_bboxes: Tensor, to_bboxes: Tensor) -> Tensor:
     """What maps of some crops look like in the frames of other crops of the same boxes.
 

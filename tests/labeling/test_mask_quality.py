@@ -38,14 +38,14 @@ BOX = torch.tensor([[6.0, 6.0, 26.0, 26.0]])
 HALF = torch.tensor([0.5])
 
 
-def quality(view_logits, images, threshold=0.5, box=BOX):
+def quality(view_logits, images, threshold=0.5, box=BOX, refined=None):
     number = view_logits.shape[1]
     return mask_quality(
-        view_logits, torch.full((number,), threshold), box.expand(number, 4), images
+        view_logits, torch.full((number,), threshold), box.expand(number, 4), images, refined
     )
 
 
-def naive(view_logits, threshold, box, image):
+def naive(view_logits, threshold, box, image, refined=None):
     """One mask by loops; every cell counts as the box covers it."""
     cells = [(y, x) for y in range(GRID) for x in range(GRID)]
 
@@ -55,16 +55,20 @@ def naive(view_logits, threshold, box, image):
     x0, y0, x1, y1 = box.tolist()
     cover = {(y, x): share(y0, y1, y) * share(x0, x1, x) for y, x in cells}
     shift = math.log(threshold / (1 - threshold))
-    mask, prob = {}, {}
-    for y, x in cells:
-        views = view_logits[:, y, x].double() - shift
-        mean = float(views.mean())
-        variance = float(((views - mean) ** 2).mean())
-        mask[y, x] = cover[y, x] * (mean > 0)
-        prob[y, x] = 1 / (1 + math.exp(-mean / math.sqrt(1 + math.pi / 8 * variance)))
-    inside = sum(prob[c] * mask[c] for c in cells)
-    union = sum(mask[c] + prob[c] * (cover[c] - mask[c]) for c in cells)
-    network = inside / union
+
+    def expected(logits):
+        mask, prob = {}, {}
+        for y, x in cells:
+            views = logits[:, y, x].double() - shift
+            mean = float(views.mean())
+            variance = float(((views - mean) ** 2).mean())
+            mask[y, x] = cover[y, x] * (mean > 0)
+            prob[y, x] = 1 / (1 + math.exp(-mean / math.sqrt(1 + math.pi / 8 * variance)))
+        inside = sum(prob[c] * mask[c] for c in cells)
+        union = sum(mask[c] + prob[c] * (cover[c] - mask[c]) for c in cells)
+        return mask, inside / union
+
+    mask, network = expected(view_logits)
 
     both = either = 0.0
     for y, x in cells:
@@ -100,18 +104,29 @@ def naive(view_logits, threshold, box, image):
                 border, step = border + crossing, step + crossing * change
                 pairs, total = pairs + within, total + within * change
     contrast = (step / border) / (step / border + total / pairs)
-    return (network + shape + colour + contrast) / 4
+    opinions = [network, shape, colour, contrast]
+    if refined is not None:
+        opinions.append(expected(refined[None])[1])
+    return sum(opinions) / len(opinions)
 
 
+@pytest.mark.parametrize("refine", [False, True])
 @pytest.mark.parametrize("views, threshold", [(1, 0.5), (2, 0.5), (4, 0.2)])
-def test_against_loops(views, threshold):
+def test_against_loops(views, threshold, refine):
     random = torch.Generator().manual_seed(views)
     logits = blob() + torch.randn(views, 3, GRID, GRID, generator=random)
     images = torch.stack([picture(blob(r) > 0, noise=0.5) for r in (8, 10, 12)])
     boxes = torch.tensor([[6, 6, 26, 26], [4.3, 7.6, 25.5, 24.9], [-3.0, 10.0, 40.0, 22.5]])
-    found = mask_quality(logits, torch.full((3,), threshold), boxes, images)
+    refined = None
+    if refine:
+        refined = blob(radius=9) + torch.randn(3, GRID, GRID, generator=random)
+    fine = refined if refined is None else refined.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    found = mask_quality(logits, torch.full((3,), threshold), boxes, images, fine)
     assert found.shape == (3,) and found.dtype == torch.float32
-    expected = [naive(logits[:, i], threshold, boxes[i], images[i]) for i in range(3)]
+    expected = [
+        naive(logits[:, i], threshold, boxes[i], images[i], refined[i] if refine else None)
+        for i in range(3)
+    ]
     torch.testing.assert_close(found, torch.tensor(expected).float(), atol=1e-4, rtol=0)
 
 
@@ -150,8 +165,10 @@ def test_extremes_are_finite(fill, threshold):
     )
     logits = torch.full((2, 5, GRID, GRID), fill)
     for images in (torch.zeros(5, 3, 32, 32), torch.rand(5, 3, 50, 70), torch.ones(5, 1, 20, 9)):
-        found = mask_quality(logits, torch.full((5,), threshold), boxes.float(), images)
-        assert found.isfinite().all() and (found >= 0).all() and (found <= 1).all()
+        for refined in (None, logits[0]):
+            args = logits, torch.full((5,), threshold), boxes.float(), images, refined
+            found = mask_quality(*args)
+            assert found.isfinite().all() and (found >= 0).all() and (found <= 1).all()
     half = mask_quality(logits.half(), torch.full((5,), threshold), boxes.half(), images.half())
     assert half.dtype == torch.float32 and half.isfinite().all()
 

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from mal_mmdet.models.refine import refine_logits
+from mal_mmdet.models.refine import GRID, refine_logits
 from tests.models.losses.test_color_model import naive_color_log_odds
 from tests.models.losses.test_mean_field import naive_mean_field
 
@@ -89,3 +89,25 @@ def test_colors_outside_the_box_are_the_backgrounds():
     boxes, half = torch.tensor([[4.0, 4.0, 12.0, 12.0]]), torch.tensor([0.5])
     refined = refine_logits(logits, half, boxes, images, color_weight=4.0, zeta=0.3)[0] > 0
     assert refined[4:12, 6:12].all() and refined.sum() == 48
+
+
+def test_coarse_logits_are_refined_on_finer_cells():
+    """The edge of an object runs through the middle of the network's cells."""
+    images = torch.zeros(1, 3, 80, 80)
+    images[:, :, 25:55, 30:60] = 2.0
+    logits = torch.full((1, 8, 8), -3.0)
+    logits[:, 3:5, 3:6] = 3.0
+    boxes, half = torch.tensor([[2.0, 2.0, 7.0, 6.0]]), torch.tensor([0.5])
+    refined = refine_logits(logits, half, boxes, images, color_weight=4.0, zeta=0.3)
+    assert refined.shape == (1, GRID, GRID)
+    object_on_grid = torch.zeros(GRID, GRID, dtype=torch.bool)
+    object_on_grid[20:44, 24:48] = True
+    assert torch.equal(refined[0] > 0, object_on_grid)
+
+
+@pytest.mark.parametrize("cells, pixels, expected", [(8, 40, 40), (80, 96, 80), (48, 48, 48)])
+def test_cells_are_no_finer_than_the_crop_and_no_coarser_than_the_logits(cells, pixels, expected):
+    crop = torch.randn(2, 3, pixels, pixels)
+    boxes, half = torch.tensor([[1.0, 1.0, cells - 1.0, cells - 1.0]] * 2), torch.tensor([0.5] * 2)
+    refined = refine_logits(torch.randn(2, cells, cells), half, boxes, crop, color_weight=4.0)
+    assert refined.shape == (2, expected, expected)

@@ -15,6 +15,7 @@ from mal_mmdet.structures import (
     expand_bbox,
     mask_on_cells,
     resample_maps,
+    resize_bboxes,
     resize_maps,
 )
 from mal_mmdet.structures.crop_geometry import BORDERS
@@ -203,3 +204,9 @@ def test_half_a_cell_is_background():
     mask[:, 0] = mask[0, 2] = mask[:2, 3] = True
     found = mask_on_cells(mask, torch.tensor([0, 0, 4, 4]), (2, 2))
     assert found.tolist() == [[False, True], [False, False]]
+
+
+def test_boxes_follow_the_size_of_their_map():
+    boxes = torch.tensor([[1.0, 2.0, 3.0, 4.0], [-4.0, 0.0, 8.0, 6.5]])
+    found = resize_bboxes(boxes, (10, 20), (5, 80))
+    assert found.tolist() == [[4.0, 1.0, 12.0, 2.0], [-16.0, 0.0, 32.0, 3.25]]
