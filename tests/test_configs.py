@@ -77,7 +77,8 @@ def test_encoders_make_a_step_and_a_prediction_at_their_real_size(path):
     assert all(gradient.isfinite().all() for gradient in gradients.values())
     with torch.no_grad():
         logits = model.eval().mask_logits(data["inputs"]["student"], areas)
-    cells = 64 if size <= 128 else 128
+    coarse = path.stem.endswith("_demo") or path.stem.startswith("demo-encoder")
+    cells = 32 if coarse else 64 if size <= 128 else 128
     assert logits.shape == (1, cells, cells)
 
 

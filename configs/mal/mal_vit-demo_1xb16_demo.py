@@ -5,7 +5,7 @@ _base_ = [
 ]
 data_root = 'data/demo/'
 crop_size = 64
-max_epochs = 24
+max_epochs = 48
 
 model = dict(
     network=dict(
@@ -18,15 +18,15 @@ model = dict(
                 num_heads=2,
                 feedforward_channels=128),
             img_size=crop_size,
-            patch_size=4,
+            patch_size=8,
             out_type='featmap'),
         decoder=dict(in_channels=64, channels=32)),
     mil_loss=dict(warmup_iters=50),
-    # Neighbours in a mask of 64 cells lie further apart in the image, and in colour, than in
+    # Neighbours in a mask of 32 cells lie further apart in the image, and in colour, than in
     # one of 128. The warm-up outlasts the first epoch here: this loss starts with the second.
     crf_loss=dict(zeta=0.3),
     flip_test=True,
-    # After so short a training masks have blunt tips and holes.
+    # After so short a training masks have blunt tips and holes, and these cells are coarse.
     refine_test=True,
     thresholds=0.5)
 

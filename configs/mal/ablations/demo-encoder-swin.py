@@ -1,4 +1,4 @@
-# A small Swin at the demo's size; its second and last stage has stride 4.
+# A small Swin at the demo's size; its second and last stage has stride 8.
 _base_ = '../mal_vit-demo_1xb16_demo.py'
 
 model = dict(
@@ -8,7 +8,7 @@ model = dict(
             type='mmpretrain.SwinTransformer',
             arch=dict(embed_dims=32, depths=[2, 4], num_heads=[1, 2]),
             img_size=64,
-            patch_size=2,
+            patch_size=4,
             window_size=4,
             drop_path_rate=0.0,
             out_indices=(1, ))))
