@@ -775,6 +775,18 @@ def test_benchmark_labeling(trained, tmp_path):
         assert row in done.stdout
 
 
+def test_benchmark_labeling_in_two_processes(trained, tmp_path):
+    """The masks of both pipelines are compared there as well, which takes those of both ranks."""
+    few = ["--images", 4, "--boxes", 2, "--size", 500, 450, "--repeats", 1]
+    few += ["--launcher", "pytorch", "--out", tmp_path / "out.json"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [ROOT / "tools/analysis_tools/benchmark_labeling.py", *trained, *few]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "out.json").read_text())["boxes"] == 8
+    assert done.stdout.count("ratio: ") == 1
+
+
 def test_benchmark_mean_field(tmp_path):
     options = ["--crops", 1, "--sizes", 32, "--zetas", 0.3, "--runs", 1]
     run("tools/analysis_tools/benchmark_mean_field.py", *options, "--out", tmp_path / "out.json")

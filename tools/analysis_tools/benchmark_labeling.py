@@ -5,7 +5,9 @@
 The images are made up: smooth noise with boxes of random sizes. The plain pipeline takes a box at a
 time: it reads the image, crops, predicts in the same batches, pastes the mask into a float image of
 full size, and encodes that. Both run in this process, one after the other, with the same weights,
-and have to find the same masks. The plain one predicts in float32 unless told otherwise.
+and have to find the same masks. The plain one predicts in float32 unless told otherwise. Several
+processes, which torch.distributed.run starts with --launcher pytorch, share the labeling; the times
+are then those of the slowest, and the plain pipeline is the first's, with all cores, afterwards.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from benchmark_mean_field import now
+from mmengine import dist
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 from pycocotools import mask as mask_utils
@@ -33,7 +36,8 @@ from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mal_mmdet.apis import load_weights, use_boxes, use_one_crop
+from mal_mmdet.apis import load_weights, set_launcher, use_boxes, use_one_crop
+from mal_mmdet.apis.launch import unwrapped
 from mal_mmdet.datasets import BoxCropDataset
 from mal_mmdet.labeling import (
     LabelShards,
@@ -92,14 +96,14 @@ class Stopwatch:
         return self.seconds
 
 
-def make_images(folder: Path, number: int, boxes: int, width: int, height: int) -> Path:
-    """Writes JPEG images and the file of their boxes, whose sides are 40 to 400 pixels."""
+def make_images(boxes_file: Path, number: int, boxes: int, width: int, height: int) -> None:
+    """Writes a file of boxes, whose sides are 40 to 400 pixels, and beside it JPEG images."""
     rng = np.random.default_rng(0)
     coco = dict(images=[], annotations=[], categories=[dict(id=1, name="thing")])
     for i in range(min(number, FILES)):
         noise = rng.integers(0, 256, (height // 40 + 1, width // 40 + 1, 3), dtype=np.uint8)
         img = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(folder / f"{i}.jpg"), img)
+        cv2.imwrite(str(boxes_file.with_name(f"{i}.jpg")), img)
     for i in range(number):
         name = f"{i % FILES}.jpg"
         coco["images"].append(dict(id=i, file_name=name, width=width, height=height))
@@ -116,8 +120,7 @@ def make_images(folder: Path, number: int, boxes: int, width: int, height: int) 
                     iscrowd=0,
                 )
             )
-    write_json(folder / "boxes.json", coco)
-    return folder / "boxes.json"
+    write_json(boxes_file, coco)
 
 
 def build(args: argparse.Namespace, folder: Path, boxes: Path) -> tuple[Runner, Path]:
@@ -137,6 +140,7 @@ def build(args: argparse.Namespace, folder: Path, boxes: Path) -> tuple[Runner, 
     loader.batch_sampler = dict(type="LabelBatchSampler", shards=str(shard_folder(out)))
     cfg.test_evaluator = dict(type="LabelWriter", ann_file=str(boxes), out_file=str(out))
     cfg.custom_hooks = []
+    set_launcher(cfg, args.launcher)
     runner = Runner.from_cfg(cfg)
     if args.checkpoint:
         load_weights(runner.model, args.checkpoint)
@@ -151,7 +155,7 @@ def label(runner: Runner, watch: Stopwatch) -> None:
     encoding are seconds of the threads, that pass while the network is at work.
     """
     loop = runner.test_loop
-    model, dataset = runner.model, loop.dataloader.dataset
+    model, dataset = unwrapped(runner.model), loop.dataloader.dataset
     runner.call_hook("before_run")  # writes the config down; not part of labeling
     dataset._load = watch.timed("read", dataset._load)
     pipeline = dataset.pipeline
@@ -304,35 +308,69 @@ def parse_args() -> argparse.Namespace:
         help="what the plain pipeline predicts in (default: %(default)s)",
     )
     parser.add_argument("--no-reference", action="store_true", help="leave the plain one out")
+    parser.add_argument("--launcher", choices=["none", "pytorch"], default="none")
     parser.add_argument("--out", help="JSON file for the figures")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, help="override the config")
     return parser.parse_args()
 
 
+def join(launcher: str) -> None:
+    """Joins the other processes, if there are any."""
+    set_launcher(Config(), launcher)
+    if launcher != "none" and not dist.is_distributed():
+        dist.init_dist(launcher)
+
+
+def of_slowest(seconds: dict[str, float]) -> dict[str, float]:
+    """Of each stage the longest that one of the processes took."""
+    found = dist.all_gather_object(dict(seconds))
+    return {stage: max(one.get(stage, 0.0) for one in found) for stage in seconds}
+
+
 def main() -> None:
     args = parse_args()
-    number = args.images * args.boxes
+    join(args.launcher)
+    first = dist.is_main_process()
+    threads = torch.get_num_threads()
     ours, plain = [], []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        boxes = make_images(folder, args.images, args.boxes, *args.size)
+        names = [name]
+        dist.broadcast_object_list(names)
+        folder = Path(names[0])
+        boxes = folder / "boxes.json"
+        if first:
+            make_images(boxes, args.images, args.boxes, *args.size)
+        dist.barrier()
         for i in track(range(args.repeats + 1), "measuring", "runs"):  # the first warms up
             runner, out = build(args, folder, boxes)
-            reference = copy.deepcopy(runner.model)
+            model = unwrapped(runner.model)
+            reference = copy.deepcopy(model)
             reference.predict_dtype = getattr(torch, args.plain_dtype)
-            for model in (reference, runner.model):
-                model.cast_networks()  # as labeling does
+            for network in (reference, model):
+                network.cast_networks()  # as labeling does
             watch = Stopwatch()
             label(runner, watch)
-            ours.append(watch.finish())
-            if not args.no_reference:
+            ours.append(of_slowest(watch.finish()))
+            if first and not args.no_reference:
+                torch.set_num_threads(threads * dist.get_world_size())
                 watch = Stopwatch()
                 rles = label_plainly(reference, runner.test_dataloader.dataset, watch)
                 plain.append(watch.finish())
+                torch.set_num_threads(threads)
                 if i == 0:
                     iou = compare(out, rles)
                     if iou < IOU_OF_SAME:
                         raise RuntimeError(f"the pipelines disagree: mean IoU is {iou:.3f}")
+    if first:
+        torch.set_num_threads(threads * dist.get_world_size())
+        report(args, model, ours, plain)
+
+
+def report(
+    args: argparse.Namespace, model: MaskAutoLabeler, ours: list[dict], plain: list[dict]
+) -> None:
+    """Prints medians of the runs, the first left out, and writes them to ``args.out``."""
+    number = args.images * args.boxes
     table = Table("ms a box (median of runs)", "labeling", *(["plain"] if plain else []))
     stages = ["read", "crop", "network", "quality", "refine", "paste", "encode", "write", "in all"]
     medians = [
@@ -349,7 +387,7 @@ def main() -> None:
     console.print(table)
     if plain:
         console.print(f"ratio: {medians[1]['in all'] / medians[0]['in all']:.2f}")
-    reached, peak = teraflops(runner.model, medians[0]["network"])
+    reached, peak = teraflops(model, medians[0]["network"])
     console.print(f"network: {reached:.3g} of {peak:.3g} TFLOP/s, {reached / peak:.0%}")
     if args.out:
         seconds = dict(zip(("labeling", "plain"), medians))
