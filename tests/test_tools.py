@@ -30,7 +30,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mal_mmdet.datasets.demo_dataset import SIZE
-from mal_mmdet.labeling import read_coco, write_json
+from mal_mmdet.labeling import encode_mask, read_coco, write_json
 from tests.conftest import ROOT, forget_runners, free_port, tiny_config
 from tests.doc_blocks import arguments
 from tests.tiny_sets import config_path, make_voc
@@ -783,8 +783,28 @@ def test_benchmark_labeling_in_two_processes(trained, tmp_path):
     command += [ROOT / "tools/analysis_tools/benchmark_labeling.py", *trained, *few]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((tmp_path / "out.json").read_text())["boxes"] == 8
     assert done.stdout.count("ratio: ") == 1
+    stages = json.loads((tmp_path / "out.json").read_text())["seconds_per_box"]["labeling"]
+    parts = sum(seconds for stage, seconds in stages.items() if stage in ("network", "read"))
+    assert 0 < parts < stages["in all"]
+
+
+def test_the_slowest_process_is_one_of_them(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools/analysis_tools")
+    benchmark = importlib.import_module("benchmark_labeling")
+    ranks = [{"network": 3.0, "in all": 5.0}, {"network": 1.0, "read": 4.0, "in all": 6.0}]
+    monkeypatch.setattr(benchmark.dist, "all_gather_object", lambda seconds: ranks)
+    assert benchmark.of_slowest(ranks[0]) == ranks[1]
+
+
+def test_the_benchmark_does_not_compare_other_boxes(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "tools/analysis_tools")
+    benchmark = importlib.import_module("benchmark_labeling")
+    masks = [encode_mask(np.eye(4, dtype=bool))] * 2
+    write_json(tmp_path / "labels.json", dict(annotations=[dict(segmentation=masks[0])]))
+    assert benchmark.compare(tmp_path / "labels.json", {0: masks[0]}) == 1
+    with pytest.raises(RuntimeError, match="1 of 2 boxes were labeled"):
+        benchmark.compare(tmp_path / "labels.json", dict(enumerate(masks)))
 
 
 def test_benchmark_mean_field(tmp_path):

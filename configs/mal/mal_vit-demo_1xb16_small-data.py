@@ -4,7 +4,7 @@ _base_ = './mal_vit-demo_1xb16_demo.py'
 data_root = 'data/small/'
 max_epochs = 50
 
-# Photographs have smaller boxes than the demo, and patches of 8 pixels are coarse for those.
+# On photographs the demo's patches of 8 pixels made worse masks, of large boxes too.
 model = dict(network=dict(backbone=dict(patch_size=4)))
 
 # Without pretrained weights "dark" or "bright" is soon taken for "object". Negatives of both views

@@ -29,8 +29,8 @@ def mask_quality(
 ) -> Tensor:
     """Estimates the IoU of masks with the unknown true ones, in order to rank the masks.
 
-    The mean, with equal weights, of four opinions in [0, 1] on the same mask, none of them fitted
-    to human masks:
+    The mean, with equal weights, of four opinions in [0, 1], or of five where masks are refined,
+    none of them fitted to human masks:
 
     - :func:`expected_iou`: how sure the network is of it, and how far its views agree;
     - :func:`ellipse_iou`: how much it looks like the plainest object in such a box;
@@ -38,10 +38,9 @@ def mask_quality(
     - :func:`border_contrast`: whether it ends where the colour changes.
 
     The network errs with conviction where the picture misleads it, so its own opinion does not
-    suffice; the other three know nothing of the network but the mask. Masks that are refined get a
-    fifth, :func:`expected_iou` of what they are then; the others judge them as they were before,
-    which ranks them better. The order is what counts: the value itself may lie above or below the
-    IoU of a data set as a whole.
+    suffice; the other three know nothing of the network but the mask. Refined masks get a fifth,
+    :func:`expected_iou` of what they are then; the four judge them as they were before. The order
+    is what counts: the value itself may lie above or below the IoU of a data set as a whole.
 
     Args:
         view_logits: Floating, (V, B, h, w): of every box, the logits of V ≥ 1 views in one

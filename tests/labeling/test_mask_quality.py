@@ -169,7 +169,9 @@ def test_extremes_are_finite(fill, threshold):
             args = logits, torch.full((5,), threshold), boxes.float(), images, refined
             found = mask_quality(*args)
             assert found.isfinite().all() and (found >= 0).all() and (found <= 1).all()
-    half = mask_quality(logits.half(), torch.full((5,), threshold), boxes.half(), images.half())
+    fine = torch.full((5, 40, 72), fill).half()  # no multiple of the grid
+    limits = torch.full((5,), threshold)
+    half = mask_quality(logits.half(), limits, boxes.half(), images.half(), fine)
     assert half.dtype == torch.float32 and half.isfinite().all()
 
 

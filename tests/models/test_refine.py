@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mal_mmdet.models.refine import GRID, refine_logits
 from tests.models.losses.test_color_model import naive_color_log_odds
@@ -92,20 +93,40 @@ def test_colors_outside_the_box_are_the_backgrounds():
 
 
 def test_coarse_logits_are_refined_on_finer_cells():
-    """The edge of an object runs through the middle of the network's cells."""
-    images = torch.zeros(1, 3, 80, 80)
-    images[:, :, 25:55, 30:60] = 2.0
-    logits = torch.full((1, 8, 8), -3.0)
-    logits[:, 3:5, 3:6] = 3.0
-    boxes, half = torch.tensor([[2.0, 2.0, 7.0, 6.0]]), torch.tensor([0.5])
+    """The edges of an object run through the network's cells, in a crop that is no square."""
+    images = torch.zeros(2, 3, 40, 128)
+    images[:, :, 12:28, 22:86] = 2.0
+    logits = torch.full((2, 10, 16), -3.0)
+    logits[0, 3:7, 3:10] = 3.0
+    boxes, half = torch.tensor([[1.0, 2.0, 14.0, 8.0]] * 2), torch.tensor([0.5] * 2)
     refined = refine_logits(logits, half, boxes, images, color_weight=4.0, zeta=0.3)
-    assert refined.shape == (1, GRID, GRID)
-    object_on_grid = torch.zeros(GRID, GRID, dtype=torch.bool)
-    object_on_grid[20:44, 24:48] = True
-    assert torch.equal(refined[0] > 0, object_on_grid)
+    assert refined.shape == (2, 40, GRID)
+    on_grid = torch.zeros(40, GRID, dtype=torch.bool)
+    on_grid[12:28, 11:43] = True
+    assert torch.equal(refined[0] > 0, on_grid)
+    # Of an object of which nothing is left, the logits come back.
+    logits[1, 3:7, 3:10] = torch.linspace(-2, -1, 28).view(4, 7)
+    boxes[1] = torch.tensor([12.0, 8.0, 14.0, 9.0])
+    refined = refine_logits(logits, half, boxes, images, color_weight=4.0, zeta=0.3)
+    given = F.interpolate(logits[1:, None], (40, GRID), mode="bilinear")[0, 0]
+    torch.testing.assert_close(refined[1], given)
 
 
-@pytest.mark.parametrize("cells, pixels, expected", [(8, 40, 40), (80, 96, 80), (48, 48, 48)])
+@pytest.mark.parametrize("corner", [(0, 0), (5, 1), (2, 6)])
+def test_a_box_is_where_it_is_on_finer_cells(corner):
+    """The object fills its box, which is no square, and nothing of it lies outside."""
+    x, y = corner
+    logits, crop = torch.full((1, 8, 16), 4.0), torch.randn(1, 3, 64, 64)
+    boxes = torch.tensor([[x, y, x + 7.0, y + 2.0]])
+    refined = refine_logits(logits, torch.tensor([0.5]), boxes, crop, zeta=1e-3)
+    expected = torch.zeros(64, 64, dtype=torch.bool)
+    expected[8 * y : 8 * y + 16, 4 * x : 4 * x + 28] = True
+    assert torch.equal(refined[0] > 0, expected)
+
+
+@pytest.mark.parametrize(
+    "cells, pixels, expected", [(8, 40, 40), (80, 96, 80), (48, 48, 48), (80, 40, 80)]
+)
 def test_cells_are_no_finer_than_the_crop_and_no_coarser_than_the_logits(cells, pixels, expected):
     crop = torch.randn(2, 3, pixels, pixels)
     boxes, half = torch.tensor([[1.0, 1.0, cells - 1.0, cells - 1.0]] * 2), torch.tensor([0.5] * 2)

@@ -7,7 +7,7 @@ time: it reads the image, crops, predicts in the same batches, pastes the mask i
 full size, and encodes that. Both run in this process, one after the other, with the same weights,
 and have to find the same masks. The plain one predicts in float32 unless told otherwise. Several
 processes, which torch.distributed.run starts with --launcher pytorch, share the labeling; the times
-are then those of the slowest, and the plain pipeline is the first's, with all cores, afterwards.
+are then those of the slowest. The plain pipeline is the first's, on a CPU with the threads of all.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -55,6 +56,7 @@ from mal_mmdet.progress import track
 
 FILES = 50  # that images share, so that many can be made quickly; each is read all the same
 IOU_OF_SAME = 0.99  # both resize alike but for the last bits
+TIMEOUT = 24 * 60 * 60  # seconds that other processes wait for the plain pipeline
 
 
 class Stopwatch:
@@ -140,7 +142,7 @@ def build(args: argparse.Namespace, folder: Path, boxes: Path) -> tuple[Runner, 
     loader.batch_sampler = dict(type="LabelBatchSampler", shards=str(shard_folder(out)))
     cfg.test_evaluator = dict(type="LabelWriter", ann_file=str(boxes), out_file=str(out))
     cfg.custom_hooks = []
-    set_launcher(cfg, args.launcher)
+    set_launcher(cfg, args.launcher, TIMEOUT)
     runner = Runner.from_cfg(cfg)
     if args.checkpoint:
         load_weights(runner.model, args.checkpoint)
@@ -157,6 +159,7 @@ def label(runner: Runner, watch: Stopwatch) -> None:
     loop = runner.test_loop
     model, dataset = unwrapped(runner.model), loop.dataloader.dataset
     runner.call_hook("before_run")  # writes the config down; not part of labeling
+    dist.barrier()
     dataset._load = watch.timed("read", dataset._load)
     pipeline = dataset.pipeline
     dataset.pipeline = watch.timed("crop", pipeline)
@@ -254,6 +257,8 @@ def label_plainly(
 def compare(out: Path, rles: dict[int, dict]) -> float:
     """Mean IoU of the masks of the two pipelines."""
     labels = [ann["segmentation"] for ann in read_coco(out)["annotations"]]
+    if len(labels) != len(rles):
+        raise RuntimeError(f"{len(labels)} of {len(rles)} boxes were labeled")
     return float(np.mean([mask_utils.iou([a], [rles[i]], [0]) for i, a in enumerate(labels)]))
 
 
@@ -316,15 +321,21 @@ def parse_args() -> argparse.Namespace:
 
 def join(launcher: str) -> None:
     """Joins the other processes, if there are any."""
-    set_launcher(Config(), launcher)
+    set_launcher(Config(), launcher, TIMEOUT)
     if launcher != "none" and not dist.is_distributed():
-        dist.init_dist(launcher)
+        dist.init_dist(launcher, timeout=TIMEOUT)
 
 
 def of_slowest(seconds: dict[str, float]) -> dict[str, float]:
-    """Of each stage the longest that one of the processes took."""
-    found = dist.all_gather_object(dict(seconds))
-    return {stage: max(one.get(stage, 0.0) for one in found) for stage in seconds}
+    """The seconds of the process that took longest in all."""
+    return max(dist.all_gather_object(dict(seconds)), key=lambda found: found["in all"])
+
+
+def shared_folder(name: str) -> Path:
+    """The folder that the first process names, for all."""
+    names = [name]
+    dist.broadcast_object_list(names)
+    return Path(names[0])
 
 
 def main() -> None:
@@ -333,10 +344,8 @@ def main() -> None:
     first = dist.is_main_process()
     threads = torch.get_num_threads()
     ours, plain = [], []
-    with tempfile.TemporaryDirectory() as name:
-        names = [name]
-        dist.broadcast_object_list(names)
-        folder = Path(names[0])
+    with tempfile.TemporaryDirectory() if first else nullcontext("") as name:
+        folder = shared_folder(name)
         boxes = folder / "boxes.json"
         if first:
             make_images(boxes, args.images, args.boxes, *args.size)
@@ -361,6 +370,7 @@ def main() -> None:
                     iou = compare(out, rles)
                     if iou < IOU_OF_SAME:
                         raise RuntimeError(f"the pipelines disagree: mean IoU is {iou:.3f}")
+            dist.barrier()  # nobody builds the next runner beside the plain pipeline
     if first:
         torch.set_num_threads(threads * dist.get_world_size())
         report(args, model, ours, plain)
@@ -388,6 +398,8 @@ def report(
     if plain:
         console.print(f"ratio: {medians[1]['in all'] / medians[0]['in all']:.2f}")
     reached, peak = teraflops(model, medians[0]["network"])
+    if torch.cuda.is_available():
+        peak *= dist.get_world_size()  # each process has a GPU of its own
     console.print(f"network: {reached:.3g} of {peak:.3g} TFLOP/s, {reached / peak:.0%}")
     if args.out:
         seconds = dict(zip(("labeling", "plain"), medians))
