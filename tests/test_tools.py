@@ -801,7 +801,8 @@ def test_the_benchmark_does_not_compare_other_boxes(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "tools/analysis_tools")
     benchmark = importlib.import_module("benchmark_labeling")
     masks = [encode_mask(np.eye(4, dtype=bool))] * 2
-    write_json(tmp_path / "labels.json", dict(annotations=[dict(segmentation=masks[0])]))
+    ann = dict(id=1, image_id=1, category_id=1, bbox=[0, 0, 4, 4], segmentation=masks[0])
+    write_json(tmp_path / "labels.json", dict(images=[], annotations=[ann], categories=[]))
     assert benchmark.compare(tmp_path / "labels.json", {0: masks[0]}) == 1
     with pytest.raises(RuntimeError, match="1 of 2 boxes were labeled"):
         benchmark.compare(tmp_path / "labels.json", dict(enumerate(masks)))
