@@ -234,11 +234,16 @@ def test_several_equal_crops_predict_what_one_predicts(model):
         torch.testing.assert_close(one.pred_instances[key], three.pred_instances[key])
 
 
-def test_what_lies_outside_the_image_is_not_judged(model, monkeypatch):
-    """The box goes on to the left of the image, where there is nothing to have a mask of."""
-    logits = torch.randn(SIZE, SIZE)  # as fine as the crop, so that nothing is interpolated
+@pytest.mark.parametrize("refine, cells", [(False, 16), (True, SIZE)])
+def test_what_lies_outside_the_image_is_not_judged(model, monkeypatch, refine, cells):
+    """The box goes on to the left of the image, where there is nothing to have a mask of.
+
+    Refining interpolates coarser logits, across the image's border, too.
+    """
+    model.refine_test = refine
+    logits = torch.randn(cells, cells)
     other = logits.clone()
-    other[:, : SIZE // 2] = 9.0  # the middle of the crop is the image's border
+    other[:, : cells // 2] = 9.0  # the middle of the crop is the image's border
     qualities = []
     for views in (logits, other):
         monkeypatch.setattr(model, "view_logits", lambda crops, areas, v=views: v[None, None])
